@@ -1,0 +1,42 @@
+"""The errors that a user can cause. Each message says what is wrong, where, with which value, and what to do next."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class AssayError(Exception):
+    """Base of every error that is the user's to mend; the command line prints it without a traceback and exits with 1."""
+
+
+class ConfigError(AssayError):
+    """An experiment file is wrong. The message lists every mistake found, one a line, each with file:line."""
+
+
+class PluginError(AssayError):
+    """A plugin is unknown, declared twice, or cannot be imported. The message names its distribution."""
+
+
+class DataError(AssayError):
+    """Data is missing, unreadable, empty, or too small for what was asked."""
+
+
+class LayoutError(AssayError):
+    """Arrays do not fit the mesh: an unknown axis, a size that does not divide, a mesh larger than the devices."""
+
+
+class RunError(AssayError):
+    """A run directory is missing, in use, damaged, or of another format version."""
+
+
+class CheckpointError(AssayError):
+    """A checkpoint is missing, could not be written, or does not fit the experiment."""
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """A sentence naming the nearest of `known`, or an empty string when nothing is near.
+
+    >>> did_you_mean("adamv", ["adamw", "sgd"])
+    " Did you mean 'adamw'?"
+    """
+    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
+    return f" Did you mean '{near[0]}'?" if near else ""

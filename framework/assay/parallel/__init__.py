@@ -1,0 +1,1 @@
+"""Logical axis names, the mesh, and the rules between them."""

@@ -1,0 +1,34 @@
+"""`constrain`: how a model states, by logical names, where an activation lives, without knowing the mesh."""
+
+import contextlib
+import contextvars
+from collections.abc import Callable, Iterator
+
+import jax
+from jax.sharding import NamedSharding
+
+_Resolve = Callable[[tuple[str | None, ...]], NamedSharding]
+_current: contextvars.ContextVar[_Resolve | None] = contextvars.ContextVar("assay_layout", default=None)
+
+
+def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
+    """`x`, any shape, with its dimensions placed as the active layout says; without a layout, `x` itself.
+
+    axes: one logical name (or None, for not divided) for each dimension of `x`. Raises ValueError when their number differs.
+    """
+    resolve = _current.get()
+    if resolve is None:
+        return x
+    if len(axes) != x.ndim:
+        raise ValueError(f"constrain: {len(axes)} axis names {axes} for an array of shape {x.shape}")
+    return jax.lax.with_sharding_constraint(x, resolve(axes))
+
+
+@contextlib.contextmanager
+def layout(resolve: _Resolve) -> Iterator[None]:
+    """Make `resolve` the active layout. The core enters it inside each traced function, so that jit's cache sees one layout only."""
+    token = _current.set(resolve)
+    try:
+        yield
+    finally:
+        _current.reset(token)
