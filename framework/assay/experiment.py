@@ -80,13 +80,9 @@ def _problems(e: Experiment) -> list[str]:
         if getattr(e, name) < low
     ]
     if e.accumulation >= 1 and e.batch_size % e.accumulation:
-        found.append(
-            f"experiment.accumulation = {e.accumulation}: must divide experiment.batch_size = {e.batch_size}"
-        )
+        found.append(f"experiment.accumulation = {e.accumulation}: must divide experiment.batch_size = {e.batch_size}")
     if isinstance(e.steps_per_dispatch, int) and e.steps_per_dispatch < 1:
-        found.append(
-            f"experiment.steps_per_dispatch = {e.steps_per_dispatch}: must be at least 1, or 'auto'"
-        )
+        found.append(f"experiment.steps_per_dispatch = {e.steps_per_dispatch}: must be at least 1, or 'auto'")
     if e.ema_decay is not None and not 0 < e.ema_decay < 1:
         found.append(f"experiment.ema_decay = {e.ema_decay}: must be between 0 and 1, or None")
     if e.evaluate_batch_size is not None and e.evaluate_batch_size < 1:
