@@ -1,0 +1,1 @@
+"""Evaluation of a split, exact on ragged and sharded batches, and sampling."""
