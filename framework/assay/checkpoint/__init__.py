@@ -1,0 +1,1 @@
+"""Checkpoints: what is in one, when it is complete, and restoring it onto another mesh."""
