@@ -85,6 +85,11 @@ def _problems(e: Experiment) -> list[str]:
         found.append(f"experiment.steps_per_dispatch = {e.steps_per_dispatch}: must be at least 1, or 'auto'")
     if e.ema_decay is not None and not 0 < e.ema_decay < 1:
         found.append(f"experiment.ema_decay = {e.ema_decay}: must be between 0 and 1, or None")
+    if e.profile_steps is not None and not 2 <= e.profile_steps[0] <= e.profile_steps[1] <= e.steps:
+        found.append(
+            f"experiment.profile_steps = {e.profile_steps}: must be (first, last) with "
+            f"2 <= first <= last <= experiment.steps = {e.steps} (step 1 compiles)"
+        )
     if e.evaluate_batch_size is not None and e.evaluate_batch_size < 1:
         found.append(f"experiment.evaluate_batch_size = {e.evaluate_batch_size}: must be at least 1, or None")
     return found

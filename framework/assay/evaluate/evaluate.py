@@ -43,10 +43,15 @@ def evaluate(
         waiting = started
     merged = _merged(experiment.metrics, merged, waiting)
     assert merged is not None, "a split has at least one batch"
-    loss = merged.pop("loss")
+    return values_of(experiment, merged)
+
+
+def values_of(experiment: Experiment, sums: Sums) -> dict[str, float]:
+    """The loss and every metric from the sums of a whole split; without any item the loss is NaN."""
+    loss = sums["loss"]
     values = {"loss": float(loss["total"] / loss["weight"]) if loss["weight"] else float("nan")}
     for i, metric in enumerate(experiment.metrics):
-        values |= metric.compute(merged[str(i)])
+        values |= metric.compute(sums[str(i)])
     return values
 
 

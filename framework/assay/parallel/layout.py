@@ -17,7 +17,8 @@ Where = Callable[[str], str]
 """Configuration key -> where it was set ("lm.gin:12"), for messages."""
 
 
-def _nowhere(key: str) -> str:
+def nowhere(key: str) -> str:
+    """For experiments that come from no file."""
     return "default"
 
 
@@ -62,7 +63,7 @@ class Layout:
 
 
 def make_layout(
-    parallelism: Parallelism, devices: Sequence[jax.Device] | None = None, where: Where = _nowhere
+    parallelism: Parallelism, devices: Sequence[jax.Device] | None = None, where: Where = nowhere
 ) -> Layout:
     """The layout of `parallelism` over `devices` (default: all). A mesh without -1 may use the first devices only.
 

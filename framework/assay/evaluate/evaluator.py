@@ -1,0 +1,54 @@
+"""Evaluates splits for a plan: one compiled step, whole splits, the same numbers on any mesh."""
+
+from collections.abc import Iterator
+
+import jax
+import numpy as np
+
+from assay.data.pipeline import evaluation_batches
+from assay.errors import ConfigError
+from assay.evaluate.evaluate import evaluate, make_evaluation_step, values_of
+from assay.outcome import Batch
+from assay.plan.plan import Plan, batch_shapes
+from assay.train.feed import local_rows, to_devices
+from assay.train.state import TrainState
+
+
+class Evaluator:
+    """Runs an experiment's metrics over splits of its dataset."""
+
+    def __init__(self, plan: Plan) -> None:
+        self._plan = plan
+        e = plan.experiment
+        shards = plan.layout.batch_shards
+        self.batch_size = -(-(e.evaluate_batch_size or e.batch_size) // shards) * shards
+        self._step = make_evaluation_step(e, plan.network, plan.layout)
+        self._jitted = jax.jit(self._step, out_shardings=plan.layout.replicated)
+        for split in e.evaluate_splits:
+            e.dataset.source(split)  # a split that there is not is found before training
+
+    def __call__(self, split: str, state: TrainState) -> dict[str, float]:
+        """`<split>/<name>` -> value, over the whole split, with the moving average of the parameters where there is one."""
+        values = evaluate(self._plan.experiment, self._jitted, state.evaluated, state.stats, self._batches(split))
+        return {f"{split}/{name}": value for name, value in values.items()}
+
+    def names(self) -> list[str]:
+        """The names that evaluation will give, found from shapes alone."""
+        plan = self._plan
+        batch = batch_shapes(plan.spec, self.batch_size)
+        abstract = jax.eval_shape(self._step, plan.network.params, plan.network.stats, batch)
+        zeros = jax.tree.map(lambda x: np.zeros(x.shape, np.float64), abstract)
+        return [f"{split}/{name}" for split in plan.experiment.evaluate_splits for name in values_of(plan.experiment, zeros)]
+
+    def check_best(self) -> None:
+        """Raise ConfigError when `keep_best` names a value that evaluation does not give."""
+        best = self._plan.experiment.keep_best
+        if best is not None and best.removeprefix("+") not in self.names():
+            raise ConfigError(f"experiment.keep_best = {best!r}: evaluation gives {', '.join(self.names())}; choose one of them")
+
+    def _batches(self, split: str) -> Iterator[Batch]:
+        rows = local_rows(self._plan.layout, self.batch_size)
+        source = self._plan.experiment.dataset.source(split)
+        for batch in evaluation_batches(source, batch_size=self.batch_size, rows=rows):
+            yield to_devices(self._plan.layout, batch)
+

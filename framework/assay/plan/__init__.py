@@ -1,0 +1,1 @@
+"""What would happen, before any device memory is used: shapes, shardings, bytes, FLOPs, steps."""
