@@ -1,5 +1,6 @@
 """From a process' rows of a batch on the host to one array over the mesh."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,7 +18,7 @@ def local_rows(layout: Layout, batch_size: int) -> slice:
     """
     indices = layout.batch(1).addressable_devices_indices_map((batch_size,)).values()
     held = sorted({tuple(index[0].indices(batch_size)) for index in indices if index is not None})
-    for (_, stop, _), (start, _, _) in zip(held, held[1:], strict=False):
+    for (_, stop, _), (start, _, _) in itertools.pairwise(held):
         if stop != start:
             raise LayoutError(
                 f"this process holds rows {held} of the batch; order the mesh so that they are contiguous ({layout.source})"

@@ -1,0 +1,24 @@
+"""Eight virtual devices, strict rank promotion, a compilation cache shared by the whole suite, and where real data lies."""
+
+import os
+import tempfile
+from pathlib import Path
+
+import pytest
+
+_CACHE = os.environ.get("ASSAY_TEST_CACHE", str(Path(tempfile.gettempdir()) / f"assay-tests-{os.getuid()}"))
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8".strip()
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", f"{_CACHE}/xla")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
+os.environ.setdefault("JAX_NUMPY_RANK_PROMOTION", "raise")
+os.environ.setdefault("ASSAY_CACHE_DIR", f"{_CACHE}/data")
+
+
+@pytest.fixture
+def data_dir() -> Path:
+    """The folder with real data files, from ASSAY_DATA_DIR; the test skips without it."""
+    value = os.environ.get("ASSAY_DATA_DIR")
+    if not value:
+        pytest.skip("needs real data: set ASSAY_DATA_DIR to a folder with tinyshakespeare.txt and the other files")
+    return Path(value).resolve()
