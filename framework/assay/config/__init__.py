@@ -23,7 +23,7 @@ def check(path: str | Path, overrides: Sequence[str] = ()) -> list[Problem]:
     """
     examined = examine(scan(path), overrides)
     build(examined)
-    return examined.scan.problems
+    return examined.scan.sorted_problems()
 
 
 def load(path: str | Path, overrides: Sequence[str] = ()) -> Loaded:
@@ -38,7 +38,7 @@ def load_text(text: str, name: str = "config.gin") -> Loaded:
 
 def _load(found: Scan, overrides: Sequence[str]) -> Loaded:
     examined = examine(found, overrides)
-    experiment = build(examined)
-    if experiment is None or found.problems:
-        raise ConfigError("\n".join(map(str, found.problems)))
+    experiment, cause = build(examined)
+    if experiment is None:
+        raise ConfigError("\n".join(map(str, found.sorted_problems()))) from cause
     return record(examined, experiment)

@@ -10,16 +10,16 @@ import inspect
 import re
 import threading
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import gin
 
 from assay.config.check import Examined
 from assay.config.fit import fit
 from assay.config.record import statement
-from assay.config.resolve import ROOT, Node
+from assay.config.resolve import ROOT, Node, statements_used
 from assay.config.values import Place, leaves, scoped
-from assay.errors import AssayError, PluginError
+from assay.errors import AssayError
 from assay.experiment import Experiment
 from assay.kinds import KINDS
 from assay.registry import parameters
@@ -29,11 +29,18 @@ _session: "_Session | None" = None
 _PROTOCOLS = {kind.name: kind.protocol for kind in KINDS}
 
 
-def build(examined: Examined) -> Experiment | None:
-    """The experiment, or None when something is wrong; what constructors complain of is added to the scan's problems.
+class Built(NamedTuple):
+    """The experiment, or None when something is wrong; and the first exception that a constructor raised."""
+
+    experiment: Experiment | None
+    cause: Exception | None
+
+
+def build(examined: Examined) -> Built:
+    """Build what has no problem. What constructors complain of is added to the scan's problems.
 
     With problems already found, what can be built is built nevertheless, so that its constructors' complaints are not left for
-    the next try. Raises PluginError when a plugin's constructor fails otherwise than by a complaint about its values.
+    the next try.
     """
     session = _Session(examined)
     with _gin(examined, session):
@@ -41,9 +48,7 @@ def build(examined: Examined) -> Experiment | None:
             built = gin.get_configurable(scoped(node.scope, node.selector))()
             if node is examined.root and isinstance(built, Experiment):
                 session.experiment = built
-    if session.crash is not None:
-        raise PluginError(session.crash[0]) from session.crash[1]
-    return None if examined.scan.problems else session.experiment
+    return Built(None if examined.scan.problems else session.experiment, session.cause)
 
 
 def _buildable(node: Node) -> Iterator[Node]:
@@ -67,7 +72,7 @@ class _Session:
         self._nodes = {(n.scope, n.selector): n for n in examined.root.walk()}
         self._by_name = {n.name: n for n in examined.root.walk()}
         self.experiment: Experiment | None = None
-        self.crash: tuple[str, Exception] | None = None
+        self.cause: Exception | None = None
 
     def construct(self, selector: str, plugin: Callable[..., Any], arguments: dict[str, Any]) -> Any:
         """The object, or _Failed."""
@@ -76,11 +81,12 @@ class _Session:
         known = parameters(plugin)
         try:
             made = plugin(**{name: fit(value, known[name].annotation).value for name, value in arguments.items()})
-        except (AssayError, ValueError, TypeError) as error:
-            return self._complaint(selector, str(error) or type(error).__name__)
         except Exception as error:
-            self.crash = (f"{selector} could not be built: {type(error).__name__}: {error}", error)
-            return _Failed()
+            self.cause = self.cause or error
+            by_design = isinstance(error, AssayError | ValueError)
+            return self._complaint(
+                selector, str(error) if by_design else f"cannot be built: {type(error).__name__}: {error}"
+            )
         return self._conforming(selector, made)
 
     def _conforming(self, selector: str, made: Any) -> Any:
@@ -124,22 +130,13 @@ def _gin(examined: Examined, session: _Session) -> Iterator[None]:
             with gin.config.interactive_mode():
                 for selector, plugin in {**examined.plugins, ROOT: Experiment}.items():
                     _register(selector, plugin)
-            gin.parse_config(_sound_text(examined))
+            sound = statements_used(_buildable(examined.root), examined.scan)
+            gin.parse_config("\n".join(map(statement, sound)))
             gin.finalize()
             yield
         finally:
             _session = None
             gin.clear_config()
-
-
-def _sound_text(examined: Examined) -> str:
-    """The statements that count and have no problem."""
-    unsound = examined.unsound_keys()
-    known = {*examined.plugins, ROOT}
-    kept = [
-        b for k, b in examined.scan.bindings.items() if k not in unsound and (not b.parameter or b.selector in known)
-    ]
-    return "\n".join(statement(binding) for binding in kept)
 
 
 def _register(selector: str, plugin: Callable[..., Any]) -> None:

@@ -8,10 +8,11 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from assay import registry
+from assay.config.fit import accepts_kind, asks_for
 from assay.config.overrides import apply
 from assay.config.resolve import ROOT, Node, resolve
 from assay.config.scan import Scan, ancestors
-from assay.config.values import Binding, Place, Reference
+from assay.config.values import Binding, Place, Reference, leaves
 from assay.errors import PluginError, did_you_mean
 from assay.experiment import Experiment
 from assay.kinds import KINDS
@@ -29,11 +30,6 @@ class Examined:
     plugins: dict[str, Callable[..., Any]]
     root: Node
 
-    def unsound_keys(self) -> set[str]:
-        """Keys of the statements that gin must not see, because something is wrong with them."""
-        wrong = {(p.file, p.line) for p in self.scan.problems}
-        return {b.key for b in self.scan.statements if (b.place.file, b.place.line) in wrong}
-
 
 def examine(scan: Scan, overrides: Sequence[str] = ()) -> Examined:
     """Apply the overrides ("model.transformer.layers=6"), load the named plugins, and check everything."""
@@ -44,11 +40,7 @@ def examine(scan: Scan, overrides: Sequence[str] = ()) -> Examined:
     for find in (_duplicates, _keys, _macros, _scopes):
         find(scan, loader.plugins)
     _unreferenced(scan, loader.entries)
-    root = resolve(scan, loader.plugins)
-    if not scan.readable:
-        del scan.problems[1:]
-    scan.problems.sort(key=lambda p: (p.file != scan.root, p.file, p.line))
-    return Examined(scan, loader.entries, loader.plugins, root)
+    return Examined(scan, loader.entries, loader.plugins, resolve(scan, loader.plugins))
 
 
 class _Loader:
@@ -66,8 +58,9 @@ class _Loader:
         for binding in self._scan.statements:
             if binding.parameter and binding.selector != ROOT:
                 self._load(binding.selector, binding.header or binding.place, binding)
-        for reference, binding in self._scan.references():
-            self._load(reference.selector, binding.place, reference)
+            for reference in leaves(binding.value):
+                if isinstance(reference, Reference):
+                    self._load(reference.selector, binding.place, reference)
 
     def annotations(self, selector: str, parameter: str) -> Any:
         """The parameter's annotation, or None when there is no such plugin or parameter."""
@@ -110,14 +103,11 @@ def _malformed(selector: str, named_by: Binding | Reference | None) -> str:
     if kind in kinds and name and "." not in name:
         return ""
     if kind in kinds and not name and isinstance(named_by, Binding):
-        return f"'{named_by.key}' names no parameter: write {kind}.NAME.PARAMETER, such as {kind}.{_any_name(kind)}.PARAMETER"
+        plugin = named_by.parameter if any(e.name == named_by.parameter for e in registry.entries(kind)) else "NAME"
+        return f"'{named_by.key}' names no parameter: write {kind}.{plugin}.PARAMETER = VALUE"
     others = [e.selector for e in registry.entries() if e.name in (selector, selector.rpartition(".")[2])]
     hint = f" Did you mean '{others[0]}'?" if others else did_you_mean(kind, [*kinds, ROOT])
     return f"no plugin '{selector}'.{hint} Plugins are named KIND.NAME; `assay list` shows them."
-
-
-def _any_name(kind: str) -> str:
-    return next((e.name for e in registry.entries(kind)), "NAME")
 
 
 def _duplicates(scan: Scan, _: Any) -> None:
@@ -158,7 +148,7 @@ def _macros(scan: Scan, _: Any) -> None:
             hint = did_you_mean(macro.name, [*macros, _GIN_REQUIRED]) or f" Define it: {macro.name} = VALUE."
             scan.report(binding.place, f"macro {macro} is not defined.{hint}")
     for name, binding in macros.items():
-        if name not in used:
+        if name not in used and not scan.mentions(name):
             scan.report(binding.place, f"macro '{name}' is never used.{_unused_macro_hint(name, used - set(macros))}")
 
 
@@ -175,20 +165,24 @@ def _scopes(scan: Scan, _: Any) -> None:
     reachable = {"/".join(s.split("/")[: i + 1]) for s in entered for i in range(s.count("/") + 1)}
     reachable |= {m.name for m, _ in scan.macro_uses()}  # gin enters the macro's name as a scope
     for binding in scan.statements:
-        if binding.parameter and binding.scope and binding.scope not in reachable:
-            hint = (
-                did_you_mean(binding.scope, sorted(entered)) or f" Refer to it: @{binding.scope}/{binding.selector}()."
-            )
-            scan.report(
-                binding.header or binding.place, f"scope '{binding.scope}' is bound but never referenced.{hint}"
-            )
+        unknown = binding.parameter and binding.scope and binding.scope not in reachable
+        if unknown and not scan.mentions(binding.scope):
+            hint = did_you_mean(binding.scope, sorted(entered)) or _scope_hint(binding)
+            place = binding.header or binding.place
+            scan.report(place, f"scope '{binding.scope}' is bound but never referenced.{hint}")
+
+
+def _scope_hint(binding: Binding) -> str:
+    if binding.selector == ROOT:
+        return f" The experiment has no scopes: write {binding.selector}.{binding.parameter}."
+    return f" Refer to it: @{binding.scope}/{binding.selector}()."
 
 
 def _unreferenced(scan: Scan, entries: dict[str, Entry]) -> None:
     """Plugins whose parameters are bound and that nothing refers to."""
     referenced = {r.selector for r, _ in scan.references()}
     for binding in scan.statements:
-        if binding.selector in entries and binding.selector not in referenced:
+        if binding.selector in entries and binding.selector not in referenced and not scan.mentions(binding.selector):
             same_kind = sorted(s for s in referenced if s.partition(".")[0] == binding.selector.partition(".")[0])
             hint = did_you_mean(binding.selector, same_kind) or " Refer to it, as in " + _example(binding.selector)
             message = f"nothing refers to {binding.selector}, so binding its parameters has no effect.{hint}"
@@ -197,11 +191,7 @@ def _unreferenced(scan: Scan, entries: dict[str, Entry]) -> None:
 
 def _example(selector: str) -> str:
     """A line that would refer to the plugin: its kind's field of the experiment, where there is one."""
-    from assay.config.fit import accepts_kind
-
     kind = selector.partition(".")[0]
-    field = next(
-        (p.name for p in parameters(Experiment).values() if accepts_kind(p.annotation) == kind), "PLUGIN.PARAMETER"
-    )
-    where = f"experiment.{field}" if field.islower() else field
-    return f"{where} = @{selector}(), or remove it."
+    fields = (p for p in parameters(Experiment).values() if accepts_kind(p.annotation) == kind)
+    key, wanted = next(((f"experiment.{p.name}", asks_for(p.annotation)) for p in fields), ("KEY", f"@{kind}.NAME()"))
+    return f"{key} = {wanted.replace(f'{kind}.NAME', selector)}, or remove it."

@@ -12,7 +12,7 @@ import types
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
-from assay.config.values import UNREADABLE, Reference, text
+from assay.config.values import UNREADABLE, Reference, leaves, text
 from assay.errors import PluginError, did_you_mean
 from assay.kinds import KINDS
 
@@ -47,19 +47,21 @@ class Made:
 
 
 def fit(value: Any, annotation: Any) -> Fit:
-    """The value against the annotation. Values may contain Made, uncalled References, UNREADABLE and plugin objects."""
+    """The value against the annotation. It may contain Made, UNREADABLE and plugin objects; an uncalled Reference fits nothing."""
+    if isinstance(value, Reference):
+        return Fit(value, (f"expects {describe(annotation)}, got {value} without parentheses: write {value}()",))
+    annotation = _named_type(annotation)
     if value is UNREADABLE or annotation in (Any, object) or isinstance(annotation, TypeVar):
         return Fit(value)
-    origin = get_origin(annotation)
-    if origin in (Union, types.UnionType):
+    if get_origin(annotation) is Annotated:
+        return _fit_constrained(value, annotation)
+    if get_origin(annotation) in (Union, types.UnionType):
         return _fit_union(value, annotation)
     if isinstance(value, Made):
         return _fit_made(value, annotation)
-    if isinstance(value, Reference):
-        return _fit_uncalled(value, annotation)
     if not isinstance(value, _LITERALS):
         return Fit(value)  # an object that was built: its reference has been judged
-    return _fit_literal(value, annotation, _without_annotated(annotation))
+    return _fit_literal(value, annotation)
 
 
 def describe(annotation: Any) -> str:
@@ -83,6 +85,17 @@ def describe(annotation: Any) -> str:
     return str(getattr(plain, "__name__", plain))
 
 
+def asks_for(annotation: Any) -> str:
+    """What to write for it: "@model.NAME()", "[@metric.NAME()]", or "…" with the type in words."""
+    kind = accepts_kind(annotation)
+    if kind is None or float in get_args(annotation):
+        return f"… ({describe(annotation)})"
+    direct = annotation in _KIND_OF or any(
+        member in _KIND_OF for member in get_args(annotation) if get_origin(annotation) not in _SEQUENCES
+    )
+    return f"@{kind}.NAME()" if direct else f"[@{kind}.NAME()]"
+
+
 def accepts_kind(annotation: Any) -> str | None:
     """The kind of plugin that the annotation asks for, directly or within a union or container, if any."""
     if annotation in _KIND_OF:
@@ -99,8 +112,7 @@ def _fit_union(value: Any, annotation: Any) -> Fit:
     containers = [f for f, member in zip(tried, get_args(annotation), strict=True) if _is_container_for(value, member)]
     if len(containers) == 1:
         return Fit(value, containers[0].problems)
-    uncalled = isinstance(value, Reference) and next((f for f in tried if "without parentheses" in f.problems[0]), None)
-    return uncalled or Fit(value, (_expected(value, annotation),))
+    return Fit(value, (_expected(value, annotation),))
 
 
 def _is_container_for(value: Any, annotation: Any) -> bool:
@@ -112,14 +124,13 @@ def _is_container_for(value: Any, annotation: Any) -> bool:
 
 def _fit_made(value: Made, annotation: Any) -> Fit:
     """A called reference: by kind where the annotation is a kind's Protocol, by class otherwise."""
-    plain = _without_annotated(annotation)
     kind = value.reference.selector.partition(".")[0]
-    if plain in _KIND_OF:
-        ok = _KIND_OF[plain] == kind
-    elif not inspect.isclass(plain) or plain.__module__ == "builtins" or _is_container(plain):
+    if annotation in _KIND_OF:
+        ok = _KIND_OF[annotation] == kind
+    elif not inspect.isclass(annotation) or annotation.__module__ == "builtins" or _is_container(annotation):
         ok = False
     else:
-        ok = not inspect.isclass(value.type) or _is_subclass(value.type, plain)
+        ok = not inspect.isclass(value.type) or _is_subclass(value.type, annotation)
     return Fit(value) if ok else Fit(value, (_expected(value, annotation),))
 
 
@@ -135,25 +146,25 @@ def _is_subclass(cls: type, annotation: type) -> bool:
         return getattr(annotation, "_is_protocol", False)
 
 
-def _fit_uncalled(value: Reference, annotation: Any) -> Fit:
-    plain = _without_annotated(annotation)
-    if plain in (Callable, collections.abc.Callable, type) or get_origin(plain) in (collections.abc.Callable, type):
-        return Fit(value)
-    message = f"expects {describe(annotation)}, got {value} without parentheses: write {value}()"
-    return Fit(value, (message,))
+def _fit_constrained(value: Any, annotation: Any) -> Fit:
+    """Annotated[type, constraints]: the type first, then, for literals, what pydantic makes of the constraints."""
+    fitted = fit(value, get_args(annotation)[0])
+    if fitted.problems or not all(isinstance(leaf, _LITERALS) for leaf in leaves(fitted.value)):
+        return fitted
+    return _fit_leaf(fitted.value, annotation)
 
 
-def _fit_literal(value: Any, annotation: Any, plain: Any) -> Fit:
-    origin, arguments = get_origin(plain), get_args(plain)
+def _fit_literal(value: Any, annotation: Any) -> Fit:
+    origin, arguments = get_origin(annotation), get_args(annotation)
     if origin is Literal:
         return _fit_choice(value, arguments, annotation)
-    if origin is tuple or plain is tuple:
+    if origin is tuple or annotation is tuple:
         return _fit_tuple(value, annotation, arguments)
-    if origin in _SEQUENCES or plain in _SEQUENCES:
-        return _fit_sequence(value, annotation, origin or plain, arguments)
-    if origin in _MAPPINGS or plain in _MAPPINGS:
+    if origin in _SEQUENCES or annotation in _SEQUENCES:
+        return _fit_sequence(value, annotation, origin or annotation, arguments)
+    if origin in _MAPPINGS or annotation in _MAPPINGS:
         return _fit_mapping(value, annotation, arguments)
-    if isinstance(value, list | tuple | dict) or _is_opaque(plain):
+    if isinstance(value, list | tuple | dict) or _is_opaque(annotation):
         return Fit(value, (_expected(value, annotation),))
     return _fit_leaf(value, annotation)
 
@@ -211,9 +222,10 @@ def _fit_leaf(value: Any, annotation: Any) -> Fit:
     try:
         return Fit(_adapter(annotation).validate_python(value))
     except ValidationError as error:
-        if _without_annotated(annotation) is annotation or error.errors()[0]["type"].endswith("_type"):
-            return Fit(value, (_expected(value, annotation),))
-        return Fit(value, (f"{error.errors()[0]['msg']}, got {text(value)}",))
+        if get_origin(annotation) is Annotated:
+            reason = error.errors()[0]["msg"].replace("Input should", "must", 1)
+            return Fit(value, (f"{reason}, got {text(value)}",))
+        return Fit(value, (_expected(value, annotation),))
 
 
 @functools.lru_cache(maxsize=256)
@@ -237,7 +249,13 @@ def _expected(value: Any, annotation: Any) -> str:
 
 
 def _without_annotated(annotation: Any) -> Any:
-    """The type inside Annotated[...] or behind a type alias."""
-    while get_origin(annotation) is Annotated or hasattr(annotation, "__supertype__"):
-        annotation = annotation.__supertype__ if hasattr(annotation, "__supertype__") else get_args(annotation)[0]
+    """The type inside Annotated[...] or behind a name."""
+    annotation = _named_type(annotation)
+    return _without_annotated(get_args(annotation)[0]) if get_origin(annotation) is Annotated else annotation
+
+
+def _named_type(annotation: Any) -> Any:
+    """The type behind a NewType or a `type` statement."""
+    while hasattr(annotation, "__supertype__") or type(annotation).__name__ == "TypeAliasType":
+        annotation = getattr(annotation, "__supertype__", None) or annotation.__value__
     return annotation

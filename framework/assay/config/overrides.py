@@ -8,7 +8,7 @@ from typing import Any
 
 from assay.config.fit import Made, fit
 from assay.config.scan import Scan, scan_key
-from assay.config.syntax import parse_value
+from assay.config.syntax import PYTHON_WORDS, parse_value
 from assay.config.values import UNREADABLE, Binding, Macro, Place, Reference
 from assay.errors import did_you_mean
 
@@ -50,11 +50,16 @@ def _value(scan: Scan, place: Place, content: str, expected: Any) -> Any:
     try:
         value = parse_value(content)
     except SyntaxError as error:
-        if takes_text:
+        if takes_text or (expected is not None and _is_bare_word(content)):
             return content
         scan.report(place, str(error).removeprefix("x: "))
         return UNREADABLE
     return content if takes_text and not _fits(value, expected) else value
+
+
+def _is_bare_word(content: str) -> bool:
+    """Whether it is text without quotes, wherever it was meant to go. Words such as `true` have their own advice."""
+    return content.isidentifier() and content.lower() not in PYTHON_WORDS
 
 
 def _fits(value: Any, expected: Any) -> bool:

@@ -6,7 +6,7 @@ from typing import Any
 
 from assay.config.check import Examined
 from assay.config.fit import Made
-from assay.config.resolve import Argument, Node
+from assay.config.resolve import ROOT, Argument, Node, statements_used
 from assay.config.syntax import parse_value
 from assay.config.values import Binding, plain, text
 from assay.errors import ConfigError, did_you_mean
@@ -18,10 +18,11 @@ from assay.registry import Entry
 class Loaded:
     """An experiment and its record.
 
-    path: the file as it was named. flat: the configuration as given, with includes resolved and overrides applied; `load_text`
+    path: the file as it was named.
+    flat: the configuration as given, with includes resolved, overrides applied and what has no effect left out; `load_text`
         reads it again. operative: every value used, defaults included, under full names; it gives an equal experiment.
     values: by key, such as "model.transformer.layers", as plain data; references as "@model.transformer()".
-    plugins: the plugins that were named.
+    plugins: the plugins in use.
     """
 
     experiment: Experiment
@@ -61,15 +62,15 @@ def record(examined: Examined, experiment: Experiment) -> Loaded:
         flat=flat(examined),
         operative=operative(nodes),
         values={key: plain(written(argument.value)) for key, argument in arguments.items()},
-        plugins=sorted(examined.entries.values(), key=lambda e: e.selector),
+        plugins=[examined.entries[s] for s in sorted({node.selector for node in nodes} - {ROOT})],
         _arguments=arguments,
         _unused=_unused(examined, arguments),
     )
 
 
 def flat(examined: Examined) -> str:
-    """The statements that count, one a line, after the file's opening comment."""
-    lines = [statement(binding) for binding in examined.scan.bindings.values()]
+    """The statements that have an effect, one a line, after the file's opening comment."""
+    lines = map(statement, statements_used([examined.root], examined.scan))
     return examined.scan.header + "\n".join(lines) + "\n"
 
 

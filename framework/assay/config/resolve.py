@@ -4,10 +4,10 @@ The result is a tree of Nodes, one for each plugin that would be built, with eve
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
-from assay.config.fit import Fit, Made, describe, fit
+from assay.config.fit import Fit, Made, asks_for, fit
 from assay.config.scan import Scan
 from assay.config.values import UNREADABLE, Binding, Macro, Place, Reference, leaves, scoped
 from assay.experiment import Experiment
@@ -59,20 +59,36 @@ def resolve(scan: Scan, plugins: Mapping[str, Callable[..., Any]]) -> Node:
 
     plugins: by selector, those that could be loaded.
     """
-    resolver = _Resolver(scan, plugins)
+    resolver = _Resolver(scan, plugins, scan.statements)
     root = resolver.node(ROOT, "", ROOT, Place(scan.root, 1))
     resolver.judge_unused(root)
-    return root
+    if not root.sound:
+        return root
+    # Names must not depend on statements without effect, or a record would not give the same names again.
+    return _Resolver(scan, plugins, statements_used([root], scan)).node(ROOT, "", ROOT, Place(scan.root, 1))
+
+
+def statements_used(parts: Iterable[Node], scan: Scan) -> list[Binding]:
+    """The statements that give these nodes and those below them their values, with the macros in them, in the scan's order."""
+    nodes = [node for part in parts for node in part.walk()]
+    used = {a.binding.key: a.binding for node in nodes for a in node.arguments.values() if a.binding}
+    todo = list(used.values())
+    while todo:
+        named = [v.name for v in leaves(todo.pop().value) if isinstance(v, Macro)]
+        macros = [scan.macros[name] for name in named if name in scan.macros and name not in used]
+        used |= {macro.key: macro for macro in macros}
+        todo += macros
+    return [binding for binding in scan.bindings.values() if binding.key in used]
 
 
 class _Resolver:
     """Carries what every step needs: the scan, the plugins, the nodes made so far and those in the making."""
 
-    def __init__(self, scan: Scan, plugins: Mapping[str, Callable[..., Any]]) -> None:
+    def __init__(self, scan: Scan, plugins: Mapping[str, Callable[..., Any]], mentioning: Iterable[Binding]) -> None:
         self._scan = scan
         self._plugins = {**plugins, ROOT: Experiment}
         self._bindings = scan.bindings
-        self._mentioned = {p for b in scan.statements if b.parameter for p in _prefixes(b.scope)}
+        self._mentioned = {p for b in mentioning if b.parameter for p in _prefixes(b.scope)}
         self._done: dict[str, Node] = {}
         self._open: list[str] = []
 
@@ -100,17 +116,18 @@ class _Resolver:
         if binding is None:
             node.arguments[parameter.name] = Argument(parameter.default, None)
             if parameter.default is REQUIRED:
-                what = f"{node.name}.{parameter.name}"
-                self._fail(
-                    node,
-                    node.place,
-                    f"{node.name} needs {parameter.name}: add {what} = … ({describe(parameter.annotation)})",
-                )
+                self._missing(node, parameter)
             return
         value = self._value(binding.value, node, node.scope, binding)
         fitted = self._judge(node, binding, value, parameter)
         node.sound &= not any(v is UNREADABLE for v in leaves(value))
         node.arguments[parameter.name] = Argument(fitted.value, binding)
+
+    def _missing(self, node: Node, parameter: Parameter) -> None:
+        node.sound = False
+        if self._scan.readable:
+            wanted = f"add {node.name}.{parameter.name} = {asks_for(parameter.annotation)}"
+            self._scan.report(node.place, f"{node.name} needs {parameter.name}: {wanted}")
 
     def judge_unused(self, root: Node) -> None:
         """Check the literals of bindings that no node uses, too: they would bite when the reference comes back."""

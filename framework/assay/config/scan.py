@@ -4,6 +4,7 @@ import dataclasses
 import importlib.util
 import io
 import os.path
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePath
 from typing import Any
@@ -21,6 +22,7 @@ class Scan:
     root: str
     header: str = ""
     readable: bool = True
+    unread: list[str] = dataclasses.field(default_factory=list)
     statements: list[Binding] = dataclasses.field(default_factory=list)
     problems: list[Problem] = dataclasses.field(default_factory=list)
     parents: dict[str, tuple[str, Place]] = dataclasses.field(default_factory=dict)
@@ -40,6 +42,14 @@ class Scan:
         problem = Problem(place.file, place.line, message)
         if problem not in self.problems:
             self.problems.append(problem)
+
+    def mentions(self, name: str) -> bool:
+        """Whether a statement that could not be read has the name in it."""
+        return any(re.search(rf"(?<![\w.]){re.escape(name)}(?![\w])", statement) for statement in self.unread)
+
+    def sorted_problems(self) -> list[Problem]:
+        """The problems by place, the root file's first."""
+        return sorted(self.problems, key=lambda p: (p.file != self.root, p.file, p.line))
 
     def references(self) -> Iterator[tuple[Reference, Binding]]:
         """Every reference in any statement, overridden ones too, with its statement."""
@@ -103,8 +113,9 @@ def _header(content: str) -> str:
 def _collect(found: Scan, content: str, name: str, folder: Path) -> None:
     """Add the statements of one file, following its includes where they stand."""
     statements, mistakes = parse(content)
-    for line, message in mistakes:
-        found.report(Place(name, line), message)
+    for mistake in mistakes:
+        found.report(Place(name, mistake.line), mistake.message)
+        found.unread.append(mistake.statement)
     header: Place | None = None
     block: Sequence[str] = ()
     for statement in statements:

@@ -8,7 +8,7 @@ import ast
 import io
 import re
 import tokenize
-from typing import Any
+from typing import Any, NamedTuple
 
 from gin import config_parser
 
@@ -17,13 +17,21 @@ from assay.kinds import KINDS
 
 _STATEMENT = re.compile(r"(?P<indent>\s*)(?:(?P<key>[A-Za-z_][\w./]*)\s*(?P<sign>[=:])|(?:include|import|from)\b|\S)")
 _UNREADABLE = "assay_unreadable"
-_WORDS = {"true": "True", "false": "False", "none": "None", "null": "None", "yes": "True", "no": "False"}
+PYTHON_WORDS = {"true": "True", "false": "False", "none": "None", "null": "None", "yes": "True", "no": "False"}
 
 
-def parse(content: str) -> tuple[list[Any], list[tuple[int, str]]]:
-    """gin's statements, with Reference, Macro and UNREADABLE values, and (line, message) of every syntax error."""
+class Mistake(NamedTuple):
+    """A syntax error: its 1-based line, what to do, and the statement that it is in."""
+
+    line: int
+    message: str
+    statement: str
+
+
+def parse(content: str) -> tuple[list[Any], list["Mistake"]]:
+    """gin's statements, with Reference, Macro and UNREADABLE values, and every syntax error."""
     lines = content.splitlines()
-    mistakes: list[tuple[int, str]] = []
+    mistakes: list[Mistake] = []
     for _ in range(len(lines) + 1):  # each round mends one statement
         try:
             statements = list(config_parser.ConfigParser("\n".join(lines) + "\n", _Delegate()))
@@ -38,7 +46,7 @@ def parse_value(content: str) -> Any:
     """One value. Raises SyntaxError with a message for the user."""
     statements, mistakes = parse(f"x = {content}")
     if mistakes:
-        raise SyntaxError(mistakes[0][1])
+        raise SyntaxError(mistakes[0].message)
     if len(statements) != 1 or "\n" in content:
         raise SyntaxError("give one value")
     return statements[0].value
@@ -62,19 +70,19 @@ def _is_placeholder(statement: Any) -> bool:
     )
 
 
-def _blame(lines: list[str], error: SyntaxError | tokenize.TokenError) -> tuple[int, str]:
+def _blame(lines: list[str], error: SyntaxError | tokenize.TokenError) -> Mistake:
     """Find the statement at fault, replace it in `lines`, and say what is wrong with it."""
     at = _error_line(error, len(lines))
     starts = [i for i, line in enumerate(lines) if _starts_statement(lines, i)]
     start, end, unclosed = _culprit(lines, starts, at)
     statement = "\n".join(lines[start:end])
     match = _STATEMENT.match(lines[start])
-    message = f"'{unclosed}' is never closed; close it." if unclosed else _advice(statement, _raw(error))
     indent = match["indent"] if match else ""
-    key = match["key"] if match and match["sign"] == "=" and "_" * 3 not in match["key"] else _UNREADABLE
+    key = match["key"] if match and match["sign"] == "=" else _UNREADABLE
+    message = f"'{unclosed}' is never closed: close it" if unclosed else _advice(statement, _raw(error))
     valid = re.fullmatch(r"(\w+/)*\w+(\.\w+)*", key)
     lines[start:end] = [f"{indent}{key if valid else _UNREADABLE} = %{_UNREADABLE}", *[""] * (end - start - 1)]
-    return start + 1 if unclosed else max(start, min(at, end - 1)) + 1, message
+    return Mistake(start + 1 if unclosed else max(start, min(at, end - 1)) + 1, message, statement)
 
 
 def _error_line(error: SyntaxError | tokenize.TokenError, count: int) -> int:
@@ -85,7 +93,8 @@ def _error_line(error: SyntaxError | tokenize.TokenError, count: int) -> int:
 
 
 def _raw(error: Exception) -> str:
-    return str(error.args[0]).split("\n")[0]
+    """The parser's words, without its account of tokens."""
+    return str(error.args[0]).split("\n")[0].partition("  Got")[0]
 
 
 def _starts_statement(lines: list[str], index: int) -> bool:
@@ -167,8 +176,8 @@ def _value_advice(value: str, raw: str) -> str:
 
 
 def _word_advice(word: str) -> str:
-    if word.lower() in _WORDS:
-        return f"write {_WORDS[word.lower()]} for {word}"
+    if word.lower() in PYTHON_WORDS:
+        return f"write {PYTHON_WORDS[word.lower()]} for {word}"
     return f"cannot read the bare word {word}: write '{word}' if it is text, %{word} if it is a macro"
 
 

@@ -175,8 +175,10 @@ def _hint(kind: str, name: str, known: Sequence[Entry]) -> str:
     others = [e.selector for e in entries() if e.name == name]
     if others:
         return f" Did you mean '{others[0]}'?"
-    names = [e.name for e in known]
-    return did_you_mean(name, names) + (f" Known: {', '.join(names)}." if names else f" No {kind} is installed.")
+    near = did_you_mean(name, [e.name for e in known])
+    return near.replace("'", f"'{kind}.", 1) or (
+        f" Known: {', '.join(e.name for e in known)}." if known else f" No {kind} is installed."
+    )
 
 
 def _import(entry: Entry) -> Any:

@@ -5,9 +5,10 @@ checked against it. `*args` and `**kwargs` would accept any misspelling and are 
 """
 
 import dataclasses
+import functools
 import inspect
-from collections.abc import Callable, Mapping
-from typing import Any, Final, get_type_hints
+from collections.abc import Callable, Hashable, Mapping
+from typing import Any, Final, cast, get_type_hints
 
 from assay.errors import PluginError
 
@@ -37,6 +38,18 @@ def parameters(plugin: Callable[..., Any]) -> Mapping[str, Parameter]:
     Raises PluginError when it is not callable, takes *args, **kwargs or positional-only parameters, or has an annotation that
     is missing or cannot be resolved.
     """
+    if not (inspect.isclass(plugin) or inspect.isroutine(plugin)):
+        raise PluginError(f"it is {plugin!r}; a plugin is a class or a function")
+    return _parameters(cast(Hashable, plugin))
+
+
+def produces(plugin: Callable[..., Any]) -> Any:
+    """The type of what calling the plugin gives: the class itself, or a function's return annotation (Any without one)."""
+    return plugin if inspect.isclass(plugin) else _hints(plugin).get("return", Any)
+
+
+@functools.lru_cache(maxsize=512)
+def _parameters(plugin: Any) -> Mapping[str, Parameter]:
     signature = _signature(plugin)
     hints = _hints(plugin)
     for parameter in signature.parameters.values():
@@ -49,14 +62,7 @@ def parameters(plugin: Callable[..., Any]) -> Mapping[str, Parameter]:
     return {p.name: Parameter(p.name, hints[p.name], _default(plugin, p)) for p in signature.parameters.values()}
 
 
-def produces(plugin: Callable[..., Any]) -> Any:
-    """The type of what calling the plugin gives: the class itself, or a function's return annotation (Any without one)."""
-    return plugin if inspect.isclass(plugin) else _hints(plugin).get("return", Any)
-
-
 def _signature(plugin: Callable[..., Any]) -> inspect.Signature:
-    if not callable(plugin):
-        raise PluginError(f"it is {plugin!r}; a plugin is a class or a function")
     try:
         return inspect.signature(plugin)
     except (TypeError, ValueError) as error:
