@@ -107,6 +107,14 @@ def test_an_unbound_scope_within_a_bound_one_stays_apart(tmp_path: Path) -> None
     assert_recorded(loaded)
 
 
+def test_names_do_not_depend_on_bindings_without_effect(tmp_path: Path) -> None:
+    """The scope is bound for the model, which is not built in it; so it says nothing of the dataset."""
+    loaded = load("experiment.dataset = @a/dataset.text_files()\na/model.transformer.width = 8\n", tmp_path)
+    assert loaded.values["dataset.text_files.files"] == "a.txt"
+    assert len(loaded.unused()) == 1
+    assert_recorded(loaded)
+
+
 def test_what_an_override_makes_superfluous_is_unused_and_no_mistake(tmp_path: Path) -> None:
     loaded = load("", tmp_path, ["experiment.dataset=@dataset.digits()"])
     assert loaded.unused() == [f"{BASE}:10: dataset.text_files.files", f"{BASE}:11: dataset.text_files.tokenizer"]
