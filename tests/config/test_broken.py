@@ -10,11 +10,14 @@ import pickle
 import re
 import subprocess
 import sys
+import tempfile
 import textwrap
 import time
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from assay import config
 from assay.errors import ConfigError
@@ -81,9 +84,24 @@ def test_a_file_that_is_not_there() -> None:
     ]
 
 
-def test_bytes_that_are_no_text(tmp_path: Path) -> None:
-    (tmp_path / "x.gin").write_bytes(b"experiment.steps = \xff\n")
-    assert "not UTF-8" in str(config.check(tmp_path / "x.gin")[0])
+@pytest.mark.parametrize("content", [b"experiment.steps = \xff\n", b"experiment.steps = 1 # \0\n"])
+def test_bytes_that_are_no_text(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "x.gin").write_bytes(content)
+    assert "x.gin: it is not " in str(config.check(tmp_path / "x.gin")[0])
+
+
+@settings(max_examples=50)
+@given(st.data())
+def test_no_edit_makes_the_check_itself_fail(data: st.DataObject) -> None:
+    """Characters put anywhere into a good file give problems with the file's own lines, or nothing; never an exception."""
+    content = (HERE / "good" / "base.gin").read_text()
+    for _ in range(data.draw(st.integers(1, 3))):
+        at = data.draw(st.integers(0, len(content)))
+        content = content[:at] + data.draw(st.text("@%()[]{}=:'\",./\\\n #-+*x9", max_size=3)) + content[at:]
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "x.gin"
+        file.write_text(content)
+        assert all(p.file == str(file) and 0 <= p.line <= content.count("\n") + 1 for p in config.check(file))
 
 
 @pytest.mark.parametrize(

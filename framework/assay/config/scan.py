@@ -93,11 +93,16 @@ def scan_key(key: str) -> tuple[str, str, str]:
 def _read(found: Scan, path: Path, place: Place) -> str | None:
     """The file's text, or None with the problem reported at `place`."""
     try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = (error.strerror or str(error)) if isinstance(error, OSError) else "it is not UTF-8 text"
-        found.report(place, f"cannot read {path}: {reason}. Give the path of a gin file.")
-        return None
+        content = path.read_text(encoding="utf-8")
+        if "\0" not in content:
+            return content
+        reason = "it is not text"
+    except OSError as error:
+        reason = error.strerror or str(error)
+    except UnicodeDecodeError:
+        reason = "it is not UTF-8 text"
+    found.report(place, f"cannot read {path}: {reason}. Give the path of a gin file.")
+    return None
 
 
 def _header(content: str) -> str:

@@ -30,7 +30,7 @@ class Mistake(NamedTuple):
 
 def parse(content: str) -> tuple[list[Any], list["Mistake"]]:
     """gin's statements, with Reference, Macro and UNREADABLE values, and every syntax error."""
-    lines = content.splitlines()
+    lines = content.split("\n")  # as the tokenizer counts lines
     mistakes: list[Mistake] = []
     for _ in range(len(lines) + 1):  # each round mends one statement
         try:
