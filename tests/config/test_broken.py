@@ -19,7 +19,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from assay import config
+from assay import config, registry
 from assay.errors import ConfigError
 
 HERE = Path(__file__).parent
@@ -75,6 +75,15 @@ def test_a_crashing_constructor_is_a_problem_with_its_cause() -> None:
     with pytest.raises(ConfigError, match=r"model\.crash: cannot be built: KeyError: 1") as caught:
         config.load(HERE / "good" / "base.gin", ["experiment.model=@model.crash()"])
     assert type(caught.value.__cause__) is KeyError
+
+
+def test_a_constructor_that_says_nothing_is_a_problem_too() -> None:
+    def mute() -> None:
+        raise ValueError
+
+    with registry.temporary("model", "mute", mute):
+        problems = config.check(HERE / "good" / "base.gin", ["experiment.model=@model.mute()"])
+    assert [p.message for p in problems] == ["model.mute: cannot be built: ValueError: "]
 
 
 def test_a_file_that_is_not_there() -> None:
@@ -146,7 +155,7 @@ def test_checking_imports_only_named_plugins(tmp_path: Path) -> None:
     (tmp_path / "x.gin").write_text("experiment.model = @model.wanted()\n")
     code = """
         import sys
-        from assay import config
+        from assay import config, registry
         problems = config.check("x.gin")
         assert len(problems) == 6, problems
         print("wanted" in sys.modules, "unwanted" in sys.modules, "jax" in sys.modules)

@@ -83,10 +83,9 @@ class _Session:
             made = plugin(**{name: fit(value, known[name].annotation).value for name, value in arguments.items()})
         except Exception as error:
             self.cause = self.cause or error
-            by_design = isinstance(error, AssayError | ValueError)
-            return self._complaint(
-                selector, str(error) if by_design else f"cannot be built: {type(error).__name__}: {error}"
-            )
+            named = f"{type(error).__name__}: {error}"
+            wanted = isinstance(error, AssayError | ValueError) and str(error).strip()
+            return self._complaint(selector, wanted or f"cannot be built: {named}")
         return self._conforming(selector, made)
 
     def _conforming(self, selector: str, made: Any) -> Any:
