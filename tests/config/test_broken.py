@@ -83,7 +83,7 @@ def test_a_constructor_that_says_nothing_is_a_problem_too() -> None:
 
     with registry.temporary("model", "mute", mute):
         problems = config.check(HERE / "good" / "base.gin", ["experiment.model=@model.mute()"])
-    assert [p.message for p in problems] == ["model.mute: cannot be built: ValueError: "]
+    assert [p.message for p in problems] == ["model.mute: cannot be built: ValueError:"]
 
 
 def test_a_file_that_is_not_there() -> None:
