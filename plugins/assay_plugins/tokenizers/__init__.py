@@ -1,0 +1,1 @@
+"""Tokenizers: bytes, characters, byte-level BPE, and tokenizer.json files."""
