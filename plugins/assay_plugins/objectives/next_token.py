@@ -1,0 +1,51 @@
+"""Next-token prediction, the objective of language models; it can also sample."""
+
+import dataclasses
+from collections.abc import Sequence
+
+from flax import nnx
+
+from assay.data.spec import DataSpec
+from assay.outcome import Batch, Outcome
+from assay_plugins.objectives.cross_entropy import checked_fraction, outcome_of
+from assay_plugins.objectives.sampling import continuations
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class NextToken:
+    """Cross entropy of each position's `targets`, the token that follows; targets of -1 do not count.
+
+    z_loss: factor of log(Z)^2, Z the softmax's normaliser, which keeps logits near 0 (Chowdhery et al. 2022, PaLM,
+        arXiv:2204.02311, section 5: 1e-4). label_smoothing: share of the target's probability spread over all tokens.
+        Both shape the training loss only; evaluation reports the plain cross entropy.
+    """
+
+    z_loss: float = 0.0
+    label_smoothing: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Raise ValueError for settings out of range."""
+        checked_fraction("label_smoothing", self.label_smoothing)
+        if not self.z_loss >= 0:
+            raise ValueError(f"z_loss = {self.z_loss}: must be at least 0")
+
+    def __call__(self, module: nnx.Module, batch: Batch, *, train: bool, rngs: nnx.Rngs | None) -> Outcome:
+        """batch: `targets`, integers (batch, seq), and what `module` reads. module(batch, ...) -> logits (batch, seq, vocab)."""
+        logits = module(batch, train=train, rngs=rngs)  # type: ignore[operator]
+        return outcome_of(
+            logits, batch["targets"], train=train, label_smoothing=self.label_smoothing, z_loss=self.z_loss
+        )
+
+    def sample(
+        self,
+        module: nnx.Module,
+        spec: DataSpec,
+        prompts: Sequence[str],
+        *,
+        length: int,
+        temperature: float,
+        top_k: int | None,
+        seed: int,
+    ) -> list[str]:
+        """Each prompt's continuation, token by token; see assay.evaluate.sample.Sampler. Ends early at a document's end."""
+        return continuations(module, spec, prompts, length=length, temperature=temperature, top_k=top_k, seed=seed)
