@@ -13,6 +13,7 @@ from assay.data import cache
 from assay.data.corpus import Corpus
 from assay.data.progress import Progress
 from assay.data.spec import Encoder
+from assay.errors import DataError
 from assay.kinds import Tokenizer
 
 GROUP_CHARACTERS = 1 << 20  # documents are encoded in groups of about this size
@@ -62,13 +63,13 @@ def fitted(tokenizer: Tokenizer, corpus: Corpus) -> Encoder:
 
 
 def tokenised(corpus: Corpus, split: str, encoder: Encoder) -> Tokens:
-    """The ids of the documents of `split`, from the cache, or encoded now."""
+    """The ids of the documents of `split`, from the cache, or encoded now. Raises DataError where a document cannot be encoded."""
     dtype = "uint16" if encoder.vocab_size <= 1 << 16 else "uint32"
     key = cache.digest("tokens", LAYOUT, corpus.fingerprint(), split, encoder.fingerprint)
 
     def build(directory: Path) -> None:
         with Progress(f"tokenising {split}", "characters") as progress:
-            _write(directory, corpus.documents(split), encoder, dtype, progress)
+            _write(directory, _encoded(corpus, split, encoder, progress), encoder.separator_id, dtype)
 
     return Tokens(cache.entry("tokens", key, build), dtype, encoder.separator_id is not None)
 
@@ -79,19 +80,32 @@ def encode_batch(encoder: Encoder, texts: Sequence[str]) -> list[np.ndarray]:
     return list(batch(texts)) if batch is not None else [encoder.encode(text) for text in texts]
 
 
-def _write(directory: Path, documents: Iterable[str], encoder: Encoder, dtype: str, progress: Progress) -> None:
-    separator = [] if encoder.separator_id is None else [encoder.separator_id]
+def _write(directory: Path, documents: Iterable[np.ndarray], separator_id: int | None, dtype: str) -> None:
+    separator = np.asarray([] if separator_id is None else [separator_id], dtype)
     place = len(separator)
     starts = [place]
     with (directory / "ids.bin").open("wb") as file:
-        np.asarray(separator, dtype).tofile(file)
-        for group in _groups(documents):
-            for ids in encode_batch(encoder, group):
-                file.write(np.concatenate([ids, np.asarray(separator, np.int32)]).astype(dtype).tobytes())
-                place += len(ids) + len(separator)
-                starts.append(place)
-            progress(sum(map(len, group)))
+        file.write(separator.tobytes())
+        for ids in documents:
+            file.write(ids.astype(dtype).tobytes() + separator.tobytes())
+            place += len(ids) + len(separator)
+            starts.append(place)
     np.asarray(starts, np.int64).tofile(directory / "starts.bin")
+
+
+def _encoded(corpus: Corpus, split: str, encoder: Encoder, progress: Progress) -> Iterator[np.ndarray]:
+    """The ids of each document of the split."""
+    done = 0
+    for group in _groups(corpus.documents(split)):
+        try:
+            yield from encode_batch(encoder, group)
+        except DataError as error:
+            which = (
+                f"document {done + 1}" if len(group) == 1 else f"one of the documents {done + 1} to {done + len(group)}"
+            )
+            raise DataError(f"{which} of split '{split}': {error}") from error
+        done += len(group)
+        progress(sum(map(len, group)))
 
 
 def _groups(documents: Iterable[str]) -> Iterator[list[str]]:

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from assay.data import cache
+from assay.data.contents import content_digest
 from assay.data.corpus import checked_fraction, decode_utf8, fraction_of, read_bytes
 from assay.data.text import TextDataset
 from assay.errors import DataError
@@ -74,8 +75,8 @@ class SourceTree:
 
     @functools.cached_property
     def _fingerprint(self) -> str:
-        contents = [cache.digest(read_bytes(self.root / name)) for name in self.files]
-        return cache.digest("tree", self.fraction, *self.files, *contents)
+        contents = content_digest([self.root / name for name in self.files])
+        return cache.digest("tree", self.fraction, *self.files, contents)
 
 
 def _module_files(root: Path) -> list[str]:

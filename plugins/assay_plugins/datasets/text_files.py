@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from assay.data import cache
+from assay.data.contents import content_digest
 from assay.data.corpus import checked_fraction, decode_utf8, fraction_of, read_bytes
+from assay.data.files import expand
 from assay.data.text import TextDataset
 from assay.errors import DataError, did_you_mean
 
@@ -76,10 +78,12 @@ class FileCorpus:
 
     @functools.cached_property
     def _fingerprint(self) -> str:
+        held_out = self.held_out or ()
         rule = ("files",) if self.held_out is not None else (self.split_by, self.fraction)
-        contents = [_file_digest(p, self.text_field) for p in self.paths]
-        held_out = [_file_digest(p, self.text_field) for p in self.held_out or ()]
-        return cache.digest("files", *rule, len(contents), *contents, *held_out)
+        lines = [path.suffix == ".jsonl" for path in (*self.paths, *held_out)]
+        field = self.text_field if any(lines) else None
+        contents = content_digest(self.paths), content_digest(held_out)
+        return cache.digest("files", *rule, field, len(self.paths), *lines, *contents)
 
     @functools.cached_property
     def _characters(self) -> int:
@@ -91,20 +95,6 @@ class FileCorpus:
                 yield from _json_lines(path, self.text_field)
             else:
                 yield decode_utf8(read_bytes(path), path)
-
-
-def expand(patterns: str | Sequence[str]) -> list[Path]:
-    """The files that the patterns match, sorted, each once. Raises DataError for a pattern that matches none."""
-    found: set[Path] = set()
-    for pattern in [patterns] if isinstance(patterns, str) else patterns:
-        path = Path(pattern).expanduser()
-        matches = [path] if path.exists() else Path(path.anchor).glob(str(path.relative_to(path.anchor)))
-        files = {match for match in matches if match.is_file()}
-        if not files:
-            near = did_you_mean(path.name, [other.name for other in path.parent.glob("*")])
-            raise DataError(f"no file matches '{pattern}' (the working directory is {Path.cwd()}).{near}")
-        found |= files
-    return sorted(found)
 
 
 def _sources_of(package: str) -> list[Path]:
@@ -149,7 +139,3 @@ def _between(documents: Iterator[str], start: int, stop: int) -> Iterator[str]:
         if part:
             yield part
         place += len(document)
-
-
-def _file_digest(path: Path, text_field: str) -> str:
-    return cache.digest(text_field if path.suffix == ".jsonl" else None, read_bytes(path))
