@@ -135,14 +135,14 @@ def shares(weights: Sequence[float]) -> tuple[int, ...]:
     (7, 3)
     """
     wanted: Float64[np.ndarray, " n"] = np.asarray(weights, np.float64) / sum(weights)
-    for period in range(1, LONGEST_PERIOD + 1):
-        rounded = np.rint(wanted * period)
-        if np.all(np.abs(wanted * period - rounded) <= TOLERANCE * period):
-            return tuple(int(share) for share in rounded)
-    parts = wanted * LONGEST_PERIOD
-    found = np.floor(parts).astype(int)
-    found[np.argsort(found - parts, kind="stable")[: LONGEST_PERIOD - found.sum()]] += 1
-    return tuple(int(share) for share in found)
+    periods = np.arange(1, LONGEST_PERIOD + 1)[:, None]
+    parts = periods * wanted[None, :]
+    exact = np.flatnonzero((np.abs(parts - np.rint(parts)) <= TOLERANCE * periods).all(axis=1))
+    if exact.size:
+        return tuple(np.rint(parts[exact[0]]).astype(int).tolist())
+    found = np.floor(parts[-1]).astype(int)
+    found[np.argsort(found - parts[-1], kind="stable")[: LONGEST_PERIOD - found.sum()]] += 1
+    return tuple(found.tolist())
 
 
 def interleaved(shares: Sequence[int]) -> Int64[np.ndarray, " period"]:
