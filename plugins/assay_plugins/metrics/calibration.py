@@ -9,7 +9,7 @@ from jaxtyping import Array
 
 from assay.data.spec import DataSpec
 from assay.outcome import Outcome
-from assay_plugins.metrics.common import State, added, among_best, scores_of
+from assay_plugins.metrics.common import State, added, scores_of
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -33,7 +33,8 @@ class CalibrationError:
         best = jnp.max(logits, axis=-1)
         confidence = jnp.exp(best - jax.nn.logsumexp(logits, axis=-1))
         right = (jnp.argmax(logits, axis=-1).astype(targets.dtype) == targets).astype(jnp.float32)
-        place = jnp.clip(jnp.ceil(confidence * self.bins) - 1, 0, self.bins - 1).reshape(-1, 1)
+        place = jnp.clip(jnp.ceil(confidence * self.bins) - 1, 0, self.bins - 1)
+        place = jnp.nan_to_num(place).reshape(-1, 1)  # NaN stays in a bin, so that it shows
         member = (place == jnp.arange(self.bins, dtype=place.dtype).reshape(1, -1)) & (weights.reshape(-1, 1) > 0)
 
         def by_bin(values: Array) -> Array:

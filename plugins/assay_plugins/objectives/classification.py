@@ -24,5 +24,5 @@ class Classification:
 
     def __call__(self, module: nnx.Module, batch: Batch, *, train: bool, rngs: nnx.Rngs | None) -> Outcome:
         """batch: `label`, integers (batch,), and what `module` reads. module(batch, ...) -> logits (batch, classes)."""
-        logits = module(batch, train=train, rngs=rngs)  # type: ignore[operator]
+        logits = module(batch, train=train, rngs=rngs)
         return outcome_of(logits, batch["label"], train=train, label_smoothing=self.label_smoothing)

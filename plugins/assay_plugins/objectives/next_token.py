@@ -31,7 +31,7 @@ class NextToken:
 
     def __call__(self, module: nnx.Module, batch: Batch, *, train: bool, rngs: nnx.Rngs | None) -> Outcome:
         """batch: `targets`, integers (batch, seq), and what `module` reads. module(batch, ...) -> logits (batch, seq, vocab)."""
-        logits = module(batch, train=train, rngs=rngs)  # type: ignore[operator]
+        logits = module(batch, train=train, rngs=rngs)
         return outcome_of(
             logits, batch["targets"], train=train, label_smoothing=self.label_smoothing, z_loss=self.z_loss
         )

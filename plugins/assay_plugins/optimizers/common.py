@@ -38,7 +38,7 @@ def clip_by_global_norm(limit: float) -> optax.GradientTransformation:
     """
 
     def update(updates: Any, state: optax.EmptyState, params: Any = None) -> tuple[Any, optax.EmptyState]:
-        factor = limit / jnp.maximum(optax.global_norm(updates), limit)
+        factor = limit / jnp.maximum(optax.tree.norm(updates), limit)
         return jax.tree.map(lambda g: g * factor.astype(g.dtype), updates), state
 
     return optax.GradientTransformation(lambda params: optax.EmptyState(), update)

@@ -101,10 +101,10 @@ def _scale_by_size(rms: float, maps: Any) -> optax.GradientTransformation:
     """Orthogonal updates times rms * sqrt(max(inputs, outputs)), which gives them this root mean square."""
 
     def scaled(update: jax.Array, dims: MuonDimensionNumbers) -> jax.Array:
-        sizes = [math.prod(update.shape[i] for i in group) for group in dims]  # type: ignore[union-attr]
+        sizes = [math.prod(update.shape[i] for i in group) for group in dims]
         return update * (rms * math.sqrt(max(sizes)))
 
     def update(updates: Any, state: optax.EmptyState, params: Any = None) -> tuple[Any, optax.EmptyState]:
-        return jax.tree.map(scaled, updates, maps, is_leaf=lambda x: isinstance(x, MuonDimensionNumbers)), state
+        return jax.tree.map(scaled, updates, maps), state
 
     return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
