@@ -2,12 +2,19 @@
 
 import dataclasses
 import functools
+import itertools
 import math
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jax.sharding import NamedSharding, PartitionSpec
+from scipy.special import log_softmax, softmax
+from sklearn.metrics import accuracy_score, log_loss, top_k_accuracy_score
+
 from assay.data.spec import DataSpec
 from assay.errors import ConfigError
 from assay.kinds import Metric
@@ -15,11 +22,6 @@ from assay.outcome import Outcome
 from assay_plugins.metrics.accuracy import Accuracy, TopK
 from assay_plugins.metrics.calibration import CalibrationError
 from assay_plugins.metrics.likelihood import BitsPerByte, Perplexity
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from jax.sharding import NamedSharding, PartitionSpec
-from scipy.special import log_softmax, softmax
-from sklearn.metrics import accuracy_score, log_loss, top_k_accuracy_score
 
 CLASSES = 6
 BYTES = np.asarray([0, 1, 1, 2, 3, 1], np.int32)
@@ -151,9 +153,7 @@ def test_any_division_into_batches_gives_the_whole(metric, cuts, seed, empty, ba
     weights = np.asarray([i not in empty for i in range(16)], np.float64)
     whole = value(metric, state(metric, outcome(logits, targets, weights)))
     edges = [0, *(4 * c for c in sorted(cuts)), 16]  # multiples of 4, for few compilations
-    states = [
-        state(metric, outcome(logits[a:b], targets[a:b], weights[a:b])) for a, b in zip(edges, edges[1:], strict=False)
-    ]
+    states = [state(metric, outcome(logits[a:b], targets[a:b], weights[a:b])) for a, b in itertools.pairwise(edges)]
     assert value(metric, *(states[::-1] if backwards else states)) == pytest.approx(whole, rel=1e-5, nan_ok=True)
 
 

@@ -4,12 +4,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy.special import log_softmax, logsumexp
+from sklearn.metrics import log_loss
+
 from assay.evaluate.sample import Sampler
 from assay.kinds import Objective
 from assay_plugins.objectives.classification import Classification
 from assay_plugins.objectives.next_token import NextToken
-from scipy.special import log_softmax, logsumexp
-from sklearn.metrics import log_loss
 
 
 def text_batch(seed=0, shape=(3, 5), vocab=7):

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+
 from assay.kinds import Optimizer
 from assay_plugins.optimizers.adafactor import Adafactor
 from assay_plugins.optimizers.adamw import AdamW
@@ -198,7 +199,7 @@ def test_muon(nesterov):
     assert_same(ours, expected(rule, clip=1.0), rtol=2e-4)
     shapes = sorted(leaf.shape for leaf in jax.tree.leaves(state) if leaf.ndim > 1)
     moments = [x.shape for name, x in flat(draw(0)).items() if x.ndim > 1]
-    assert shapes == sorted(moments + [(11, 6), (3, 4), (2, 6)])  # a second moment where AdamW works
+    assert shapes == sorted([*moments, (11, 6), (3, 4), (2, 6)])  # a second moment where AdamW works
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import jax
 import numpy as np
 import pytest
+
 from assay.kinds import Parallelism
 from assay.parallel.axes import AXES
 from assay.parallel.layout import bytes_per_device, make_layout, parameter_shardings
@@ -75,12 +76,12 @@ def test_fsdp_divides_every_parameter(network):
 
 def test_tensor_divides_what_a_block_multiplies_with():
     found = shares(Tensor(tensor=4, data=2), TRANSFORMER)
-    assert found == {name: 1 / 4 for name in TRANSFORMER} | {"position": 1}
+    assert found == dict.fromkeys(TRANSFORMER, 1 / 4) | {"position": 1}
 
 
 def test_both_divide_both_dimensions():
     found = shares(FSDPTensor(data=1, fsdp=2, tensor=4), TRANSFORMER)
-    assert found == {name: 1 / 8 for name in TRANSFORMER} | {"position": 1 / 2}
+    assert found == dict.fromkeys(TRANSFORMER, 1 / 8) | {"position": 1 / 2}
     assert set(shares(FSDPTensor(data=1, fsdp=2, tensor=4), RESNET).values()) == {1 / 2}
     assert shares(FSDPTensor(data=1, fsdp=2, tensor=4), MLP) == {"in": 1 / 8, "out": 1 / 2}
 

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+
 from assay.errors import ConfigError
 from assay.kinds import Schedule
 from assay_plugins.schedules.constant import Constant
