@@ -9,8 +9,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from assay.data.blocks import read
 from assay.data.packing import PackedDocuments
-from assay.data.pipeline import read
 from assay.data.tokens import Tokens
 from assay.data.windows import IGNORED
 

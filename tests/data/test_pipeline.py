@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from assay.data.arrays import Arrays
-from assay.data.pipeline import HostBatch, TrainIterator, evaluation_batches, train_batches
+from assay.data.blocks import HostBatch
+from assay.data.pipeline import TrainIterator, evaluation_batches, train_batches
 from assay.errors import DataError
 
 

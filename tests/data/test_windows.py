@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from assay.data.pipeline import read
+from assay.data.blocks import read
 from assay.data.tokens import Tokens
 from assay.data.windows import IGNORED, Windows
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
-from assay.data.pipeline import read
+from assay.data.blocks import read
 from assay.errors import DataError
 from assay.kinds import Dataset
 from assay_plugins.datasets.digits import Digits

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from assay.data.arrays import Arrays
-from assay.data.pipeline import read
+from assay.data.blocks import read
 from assay.data.spec import ArraySpec, DataSpec
 from assay.errors import DataError
 from assay.kinds import Dataset, Source

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from assay.data.pipeline import read
+from assay.data.blocks import read
 from assay.errors import DataError
 from assay.kinds import Dataset
 from assay_plugins.datasets.python_stdlib import PythonStdlib

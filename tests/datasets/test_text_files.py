@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from assay.data.pipeline import read
+from assay.data.blocks import read
 from assay.errors import DataError
 from assay.kinds import Dataset
 from assay_plugins.datasets.text_files import TextFiles

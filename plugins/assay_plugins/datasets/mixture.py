@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float64, Int64
 
 from assay.data import cache, order
-from assay.data.pipeline import read
+from assay.data.blocks import read
 from assay.data.spec import DataSpec
 from assay.errors import DataError
 from assay.kinds import Dataset, Source
