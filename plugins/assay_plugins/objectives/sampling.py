@@ -57,7 +57,7 @@ def continuations(
     )
     _fill_windows(fill, tokens, given, context)
     ends = [_cut(row[n : n + length], encoder.separator_id) for row, n in zip(tokens, given, strict=True)]
-    return [encoder.decode(ids) for ids in ends]
+    return [_text_after(encoder, *pair) for pair in zip(starts, ends, strict=True)]
 
 
 def _check(length: int, temperature: float, top_k: int | None) -> None:
@@ -168,6 +168,11 @@ def _draw(logits: Array, temperature: Array, top_k: int, keys: Array, place: Arr
     warm = logits / jnp.where(temperature > 0, temperature, 1.0)
     drawn = jax.vmap(lambda key, row: jax.random.categorical(jax.random.fold_in(key, place), row))(keys, warm)
     return jnp.where(temperature > 0, drawn, jnp.argmax(logits, axis=-1)).astype(jnp.int32)
+
+
+def _text_after(encoder: Encoder, before: np.ndarray, ids: np.ndarray) -> str:
+    """The text that `ids` add to `before`: some tokenizers drop a leading space of what they decode."""
+    return encoder.decode(np.concatenate([before, ids]))[len(encoder.decode(before)) :]
 
 
 def _cut(ids: np.ndarray, separator: int | None) -> np.ndarray:
