@@ -10,8 +10,13 @@ from typing import BinaryIO
 
 def write_atomically(path: Path, text: str) -> None:
     """Replace the file by `text` in UTF-8, on disk when this returns. Raises OSError, and leaves the old content then."""
+    write_bytes_atomically(path, text.encode())
+
+
+def write_bytes_atomically(path: Path, data: bytes) -> None:
+    """Replace the file by `data`, on disk when this returns. Raises OSError, and leaves the old content then."""
     with replacing(path) as file:
-        file.write(text.encode())
+        file.write(data)
 
 
 @contextlib.contextmanager

@@ -56,9 +56,9 @@ class MetricsStore:
 
 
 def row(step: int, context: str, time: float, values: Mapping[str, float]) -> dict[str, Any]:
-    """A row of the store; values named like one of its own columns ("step", "context", "time") get a trailing underscore."""
-    named = {f"{name}_" if name in RESERVED else name: value for name, value in values.items()}
-    return {"step": step, "context": context, "time": round(time, 3), **named}
+    """A row of the store. No value may be named like one of its own columns."""
+    assert values.keys().isdisjoint(RESERVED)
+    return {"step": step, "context": context, "time": round(time, 3), **values}
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

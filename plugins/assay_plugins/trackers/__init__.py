@@ -1,0 +1,1 @@
+"""Trackers: where logged values go besides the run directory."""
