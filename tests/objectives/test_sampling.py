@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from jax.sharding import NamedSharding, PartitionSpec
 
 from assay.data.spec import ArraySpec, DataSpec
 from assay.errors import ConfigError, DataError
@@ -177,6 +178,14 @@ def test_one_compilation_for_all_prompts_of_one_shape(module):
     sample(module, "cd", "e", seed=5, temperature=0.3)
     sample(type(module)(nnx.Rngs(params=9)), "e", "fgh", temperature=0.0)
     assert sampling._filled._cache_size() == before
+
+
+def test_parameters_divided_over_devices(module):
+    whole = sample(module, "a", "bc", length=9)
+    mesh = jax.make_mesh((8,), ("all",), axis_types=(jax.sharding.AxisType.Auto,))
+    graph, state = nnx.split(module)
+    rows = NamedSharding(mesh, PartitionSpec(None, "all"))
+    assert sample(nnx.merge(graph, jax.device_put(state, rows)), "a", "bc", length=9) == whole
 
 
 def test_no_prompts(module):

@@ -7,11 +7,13 @@ import optax
 import pytest
 
 from assay.kinds import Optimizer
+from assay.parallel.layout import bytes_per_device, make_layout, parameter_shardings, state_shardings
 from assay_plugins.optimizers.adafactor import Adafactor
 from assay_plugins.optimizers.adamw import AdamW
 from assay_plugins.optimizers.lion import Lion
 from assay_plugins.optimizers.muon import Muon
 from assay_plugins.optimizers.sgd import SGD
+from assay_plugins.parallelism.fsdp import FSDP
 from assay_plugins.schedules.linear import Linear
 
 ALL = [AdamW, Lion, SGD, Adafactor, Muon]
@@ -229,6 +231,25 @@ def test_a_plugin_of_its_kind_with_state_in_fp32_under_the_parameters_names(plug
         assert leaf.dtype == jnp.float32
         assert parameter or name.endswith("ns_coeffs")
         assert plugin is Adafactor or not parameter or shapes[parameter[0]] == leaf.shape
+
+
+@pytest.mark.parametrize("plugin", ALL)
+def test_state_is_divided_like_the_parameters(plugin):
+    axes = {"up": ("embed", "mlp"), "embedding": ("vocab", "embed"), "scale": ("embed",)}
+    params = {"up": np.zeros((128, 256)), "embedding": np.zeros((512, 128)), "scale": np.zeros(128)}
+    layout = make_layout(FSDP())
+    state = jax.eval_shape(plugin(learning_rate=0.1).build(1, axes).init, params)
+    placed = state_shardings(layout, state, params, parameter_shardings(layout, params, axes))
+    whole, each = (
+        bytes_per_device(state, jax.tree.map(lambda _: layout.replicated, state)),
+        bytes_per_device(state, placed),
+    )
+    reduced = (
+        4 * (256 + 512) if plugin is Adafactor else 0
+    )  # the mean over the divided dimension is the same everywhere
+    assert each - reduced == pytest.approx(
+        (whole - reduced) / 8, abs=64
+    )  # counts and Adafactor's placeholders stay whole
 
 
 @pytest.mark.parametrize("plugin", ALL)
