@@ -1,4 +1,4 @@
-"""What a result may depend on besides its configuration: code, packages, flags, devices, host. jax is imported only when called."""
+"""What a result may depend on besides its configuration: code, packages, flags, devices, host. Imports jax only when asked."""
 
 import hashlib
 import importlib.metadata
@@ -8,8 +8,6 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import Any
-
-from assay import registry
 
 PACKAGES = ("assay", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "libtpu")
 JAX_SETTINGS = (  # those that can change bits; the others are in the environment variables, where the user set them
@@ -30,6 +28,8 @@ def environment(directory: Path | None = None) -> dict[str, Any]:
 
     directory: whose git commit is meant; None for the working directory.
     """
+    from assay import registry
+
     return {
         "python": platform.python_version(),
         "packages": _versions(PACKAGES),
