@@ -4,7 +4,7 @@ import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -52,7 +52,7 @@ def test_no_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 class Recorder:
     """Remembers what it was sent."""
 
-    log: list[Any] = []
+    log: ClassVar[list[Any]] = []
 
     def available(self) -> bool:
         return True

@@ -26,10 +26,12 @@ class MetricsStore:
         """Open or make the file and cut off an unfinished last line. Raises RunError when it cannot be written."""
         self._path = path
         try:
+            whole = _whole_size(path)
             self._file = path.open("ab", buffering=0)
-            self._file.truncate(_whole_size(path))
         except OSError as error:
             raise self._unwritable(error) from error
+        if whole < path.stat().st_size:
+            os.truncate(path, whole)
 
     def append(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Write rows, made by `row`. Raises RunError when the disk does not take them."""
@@ -132,7 +134,9 @@ def _decode(line: bytes, path: Path, number: int | None) -> dict[str, Any]:
 
 
 def _whole_size(path: Path) -> int:
-    """The size of the file up to its last newline."""
+    """The size of the file up to its last newline; 0 where there is no file."""
+    if not path.exists():
+        return 0
     with path.open("rb") as file:
         end = file.seek(0, os.SEEK_END)
         while end:
