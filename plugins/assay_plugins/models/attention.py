@@ -1,0 +1,151 @@
+"""Multi-head attention with grouped keys: the function, and the layer with its projections and its key-value cache."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int
+
+from assay.parallel.constrain import constrain
+from assay_plugins.models.layers import Initializer, Linear, Norm, dropout, make_norm
+from assay_plugins.models.rope import Rotation, rotate
+
+MASKED = -1e30  # finite, so that a row with nothing to attend to gives numbers; exp gives exactly 0 in fp32
+
+Cache = tuple[Float[Array, "batch length kv_heads head_dim"], Float[Array, "batch length kv_heads head_dim"]]
+"""Keys and values of one layer."""
+
+
+def attention(
+    query: Float[Array, "batch seq heads head_dim"],
+    key: Float[Array, "batch keys kv_heads head_dim"],
+    value: Float[Array, "batch keys kv_heads head_dim"],
+    *,
+    causal: bool,
+    offset: int | Int[Array, ""] = 0,
+    segment_ids: Int[Array, "batch seq"] | None = None,
+    dropout_rate: float = 0.0,
+    dropout_key: Array | None = None,
+) -> Float[Array, "batch seq heads head_dim"]:
+    """softmax(query key^T / sqrt(head_dim)) value (Vaswani et al. 2017, arXiv:1706.03762, eq. 1); softmax in fp32.
+
+    heads: a multiple of kv_heads; consecutive query heads share a key head (Ainslie et al. 2023, arXiv:2305.13245).
+    causal: query i attends to keys up to i + offset. segment_ids: attend within the same segment only (keys = seq).
+    """
+    batch, seq, heads, head_dim = query.shape
+    kv_heads = key.shape[2]
+    grouped = query.reshape(batch, seq, kv_heads, heads // kv_heads, head_dim)
+    scores = jnp.einsum("bqkgd,bskd->bkgqs", grouped, key, preferred_element_type=jnp.float32) / math.sqrt(head_dim)
+    mask = _mask(seq, key.shape[1], causal, offset, segment_ids)
+    if mask is not None:
+        scores = jnp.where(mask, scores, MASKED)
+    weights = dropout(jax.nn.softmax(scores, axis=-1).astype(value.dtype), dropout_rate, dropout_key)
+    return jnp.einsum("bkgqs,bskd->bqkgd", weights, value).reshape(query.shape)
+
+
+def _mask(
+    seq: int, keys: int, causal: bool, offset: int | Int[Array, ""], segment_ids: Int[Array, "batch seq"] | None
+) -> Bool[Array, "rows 1 1 seq keys"] | None:
+    """True where a query may attend to a key; None for everywhere."""
+    parts = []
+    if causal:
+        rows = jax.lax.broadcasted_iota(jnp.int32, (1, 1, 1, seq, keys), 3)
+        parts.append(jax.lax.broadcasted_iota(jnp.int32, (1, 1, 1, seq, keys), 4) <= rows + offset)
+    if segment_ids is not None:
+        parts.append((segment_ids[:, :, None] == segment_ids[:, None, :])[:, None, None])
+    return None if not parts else parts[0] if len(parts) == 1 else parts[0] & parts[1]
+
+
+class Attention(nnx.Module):
+    """Projections of queries, keys and values, `attention`, and the projection back.
+
+    The three projections are parameters of their own and one matrix product: their kernels are put together by groups of heads, so
+    that a division of heads over devices divides the product too.
+    """
+
+    def __init__(
+        self,
+        *,
+        width: int,
+        heads: int,
+        kv_heads: int,
+        head_dim: int,
+        causal: bool,
+        biases: bool,
+        qk_norm: Norm | None,
+        norm_epsilon: float,
+        dropout_rate: float,
+        init: Initializer,
+        out_init: Initializer,
+        rngs: nnx.Rngs,
+    ) -> None:
+        self.causal, self.dropout_rate = causal, dropout_rate
+        embed, keys = {"embed": width}, {"kv_heads": kv_heads, "head_dim": head_dim}
+        queries = {"heads": heads, "head_dim": head_dim}
+        self.query = Linear(embed, queries, init=init, bias=biases, rngs=rngs)
+        self.key = Linear(embed, keys, init=init, bias=biases, rngs=rngs)
+        self.value = Linear(embed, keys, init=init, bias=biases, rngs=rngs)
+        self.out = Linear(queries, embed, init=out_init, bias=biases, rngs=rngs)
+        norms = [qk_norm and make_norm(qk_norm, "head_dim", head_dim, epsilon=norm_epsilon, bias=False) for _ in "qk"]
+        self.query_norm, self.key_norm = norms
+
+    def __call__(
+        self,
+        x: Float[Array, "batch seq width"],
+        *,
+        rope: Rotation | None = None,
+        segment_ids: Int[Array, "batch seq"] | None = None,
+        dropout_key: Array | None = None,
+    ) -> Float[Array, "batch seq width"]:
+        """Each position's mixture of the values it may attend to."""
+        query, key, value = self._project(x, rope)
+        mixed = attention(
+            query,
+            key,
+            value,
+            causal=self.causal,
+            segment_ids=segment_ids,
+            dropout_rate=self.dropout_rate,
+            dropout_key=dropout_key,
+        )
+        return self.out(constrain(mixed, "batch", "sequence", "act_heads", None))
+
+    def decode(
+        self,
+        x: Float[Array, "batch new width"],
+        cache: Cache,
+        position: int | Int[Array, ""],
+        *,
+        rope: Rotation | None = None,
+    ) -> tuple[Float[Array, "batch new width"], Cache]:
+        """The same for positions [position, position + new), whose keys and values go into the cache."""
+        query, *new = self._project(x, rope)
+        keys, values = (
+            jax.lax.dynamic_update_slice_in_dim(old, part.astype(old.dtype), position, axis=1)
+            for old, part in zip(cache, new, strict=True)
+        )
+        mixed = attention(
+            query, keys.astype(query.dtype), values.astype(query.dtype), causal=self.causal, offset=position
+        )
+        return self.out(mixed), (keys, values)
+
+    def _project(self, x: Array, rope: Rotation | None) -> tuple[Array, Array, Array]:
+        """Queries, keys and values of `x`, normalised and turned."""
+        parts = (self.query, self.key, self.value)
+        kv_heads = self.key.kernel.shape[1]
+        joined = _joined([p.kernel[...] for p in parts], kv_heads)
+        y = jax.lax.dot_general(x, joined, (((2,), (0,)), ((), ())))
+        if self.query.bias is not None:
+            y = y + _joined([p.bias[...][None] for p in parts if p.bias is not None], kv_heads)[None]
+        head_dim = self.key.kernel.shape[2]
+        query, key, value = jnp.split(y, [y.shape[-1] - 2 * head_dim, y.shape[-1] - head_dim], axis=-1)
+        query = constrain(query.reshape(*x.shape[:2], -1, head_dim), "batch", "sequence", "act_heads", None)
+        if self.query_norm is not None and self.key_norm is not None:
+            query, key = self.query_norm(query), self.key_norm(key)
+        return (query, key, value) if rope is None else (rotate(query, rope), rotate(key, rope), value)
+
+
+def _joined(kernels: list[Array], kv_heads: int) -> Array:
+    """Kernels (inputs, heads, head_dim) as one of (inputs, kv_heads, widths): each group has its queries, its key and its value."""
+    return jnp.concatenate([k.reshape(k.shape[0], kv_heads, -1) for k in kernels], axis=-1)

@@ -1,0 +1,184 @@
+"""The decoder-only transformer; GPT-2 and Llama are two settings of it (see assay_plugins/configs)."""
+
+import dataclasses
+import functools
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from assay.data.spec import DataSpec
+from assay.outcome import Batch
+from assay.parallel.constrain import constrain
+from assay_plugins.models.attention import MASKED, Cache
+from assay_plugins.models.block import STD, Activation, Block, BlockOptions
+from assay_plugins.models.checks import at_least, divides, fraction
+from assay_plugins.models.layers import Embedding, Linear, Norm, dropout, dropout_key, make_norm, normal
+from assay_plugins.models.remat import Remat, rematerialised
+from assay_plugins.models.rope import Rotation, rotation
+from assay_plugins.models.specs import tokens_of
+
+Position = Literal["rope", "learned", "none"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Transformer:
+    """A pre-norm decoder. Reads `inputs`, and `segment_ids` and `positions` where the dataset packs documents.
+
+    layers: blocks. width: of the residual stream. heads: of queries. kv_heads: of keys and values; None for as many.
+    head_dim: width of one head; None for width / heads.
+    mlp_width: hidden width of the feed-forward; None for 4 width, with swiglu 8/3 width rounded up to a multiple of 64.
+    norm, norm_epsilon: before attention, before the feed-forward and before the head.
+    position: rope turns queries and keys by angles with base rope_theta; learned adds a vector for each of `context` positions.
+    activation: gelu is exact, gelu_tanh GPT-2's approximation. tied_head: the head is the embedding.
+    qk_norm: norm of each query and key head (Henry et al. 2020, arXiv:2010.04245; Dehghani et al. 2023, arXiv:2302.05442).
+    biases: in every linear map but the head, and in LayerNorm.
+    dropout: rate after the embedding, in the attention weights and at the end of each branch, in training.
+    context: number of learned positions; None for the dataset's row length.
+    vocab_multiple: the vocabulary is padded to a multiple of this, so that devices can divide it; padding has logit -1e30.
+    remat: what the backward pass computes again (see assay_plugins.models.remat).
+    """
+
+    layers: int
+    width: int
+    heads: int
+    kv_heads: int | None = None
+    head_dim: int | None = None
+    mlp_width: int | None = None
+    norm: Norm = "rmsnorm"
+    norm_epsilon: float = 1e-5
+    position: Position = "rope"
+    rope_theta: float = 10_000.0
+    activation: Activation = "swiglu"
+    tied_head: bool = False
+    qk_norm: bool = False
+    biases: bool = False
+    dropout: float = 0.0
+    context: int | None = None
+    vocab_multiple: int = 1
+    remat: Remat = "none"
+
+    def __post_init__(self) -> None:
+        """Raise ValueError for sizes out of range or that do not divide one another."""
+        at_least(1, layers=self.layers, width=self.width, heads=self.heads, vocab_multiple=self.vocab_multiple)
+        at_least(1, kv_heads=self.kv_heads, head_dim=self.head_dim, mlp_width=self.mlp_width, context=self.context)
+        fraction("dropout", self.dropout)
+        if self.head_dim is None:
+            divides("heads", self.heads, "width", self.width, "or set head_dim")
+        if self.kv_heads is not None:
+            divides("kv_heads", self.kv_heads, "heads", self.heads)
+        if self.position == "rope" and self.block.head_dim % 2:
+            raise ValueError(f"head_dim = {self.block.head_dim}: must be even with position = 'rope'")
+
+    @property
+    def block(self) -> BlockOptions:
+        """The options of each block, with all sizes known."""
+        gated = -(-8 * self.width // (3 * 64)) * 64
+        return BlockOptions(
+            layers=self.layers,
+            width=self.width,
+            heads=self.heads,
+            kv_heads=self.kv_heads or self.heads,
+            head_dim=self.head_dim or self.width // self.heads,
+            mlp_width=self.mlp_width or (gated if self.activation == "swiglu" else 4 * self.width),
+            causal=True,
+            norm=self.norm,
+            activation=self.activation,
+            qk_norm=self.qk_norm,
+            biases=self.biases,
+            norm_epsilon=self.norm_epsilon,
+            dropout=self.dropout,
+        )
+
+    def build(self, spec: DataSpec, rngs: nnx.Rngs) -> "Decoder":
+        """The network for token data. Raises ConfigError for other data, ValueError when `context` is less than its rows."""
+        vocab, length = tokens_of(spec, "transformer")
+        if self.context is not None and self.context < length:
+            raise ValueError(f"context = {self.context}: must be at least {length}, the tokens in a row of the dataset")
+        return Decoder(self, vocab, self.context or length, rngs)
+
+
+class Decoder(nnx.Module):
+    """The network of `Transformer`."""
+
+    def __init__(self, options: Transformer, vocab: int, context: int, rngs: nnx.Rngs) -> None:
+        o, block = options, options.block
+        padded = -(-vocab // o.vocab_multiple) * o.vocab_multiple
+        self.options, self.vocab = o, vocab
+        self.tokens = Embedding("vocab", padded, o.width, init=block.init, rngs=rngs)
+        learned = o.position == "learned"
+        self.positions = Embedding("position", context, o.width, init=block.init, rngs=rngs) if learned else None
+        self.blocks = nnx.List([Block(block, rngs) for _ in range(o.layers)])
+        self.norm = make_norm(o.norm, "embed", o.width, epsilon=o.norm_epsilon, bias=o.biases)
+        head = {"vocab": padded}
+        self.head = None if o.tied_head else Linear({"embed": o.width}, head, init=normal(STD), bias=False, rngs=rngs)
+
+    def __call__(
+        self, batch: Batch, *, train: bool = False, rngs: nnx.Rngs | None = None
+    ) -> Float[Array, "batch seq vocab"]:
+        """Logits of the token that follows each position, in the parameters' dtype.
+
+        batch: `inputs`, int32 (batch, seq); perhaps `segment_ids`, int32 (batch, seq), 0 for padding: a token attends within its
+        segment only; perhaps `positions`, int32 (batch, seq), instead of 0, 1, ... rngs: for dropout, in training.
+        """
+        inputs, segments = batch["inputs"], batch.get("segment_ids")
+        positions = batch["positions"] if "positions" in batch else jnp.arange(inputs.shape[1], dtype=jnp.int32)[None]
+        keys = self._dropout_keys(train, rngs)
+        x = dropout(self._embedded(inputs, positions), self.options.dropout, keys[0])
+        rope = self._rotation(positions)
+        for block, key in zip(self.blocks, keys[1:], strict=True):
+            further = functools.partial(block, rope=rope, segment_ids=segments)
+            x = rematerialised(further, self.options.remat)(x, dropout_key=key)
+        return self._logits(x)
+
+    def init_cache(self, batch: int, length: int, dtype: jnp.dtype) -> tuple[Cache, ...]:
+        """An empty cache for `length` positions of `batch` rows: keys and values of each layer, in `dtype`."""
+        block = self.options.block
+        zeros = jnp.zeros((batch, length, block.kv_heads, block.head_dim), dtype)
+        return tuple((zeros, zeros) for _ in self.blocks)
+
+    def decode(
+        self, tokens: Int[Array, "batch new"], cache: tuple[Cache, ...], position: int | Int[Array, ""]
+    ) -> tuple[Float[Array, "batch new vocab"], tuple[Cache, ...]]:
+        """Logits after each of `tokens`, at positions [position, position + new), and the cache with them.
+
+        The cache must hold the positions before. A pure function of its arguments: a prompt is one call (prefill), each
+        further token another. position + new must not exceed the cache's length; that is not checked.
+        """
+        positions = (position + jnp.arange(tokens.shape[1], dtype=jnp.int32))[None]
+        x, rope = self._embedded(tokens, positions), self._rotation(positions)
+        layers = []
+        for block, old in zip(self.blocks, cache, strict=True):
+            x, new = block.decode(x, old, position, rope=rope)
+            layers.append(new)
+        return self._logits(x), tuple(layers)
+
+    def _dropout_keys(self, train: bool, rngs: nnx.Rngs | None) -> list[Array | None]:
+        """One key for the embedding and one for each block, or None."""
+        count = 1 + self.options.layers
+        key = dropout_key(self.options.dropout, train, rngs)
+        return [None] * count if key is None else list(jax.random.split(key, count))
+
+    def _embedded(self, tokens: Array, positions: Array) -> Array:
+        """The residual stream before the first block."""
+        x = self.tokens(tokens)
+        if self.positions is not None:
+            x = x + self.positions(positions)
+        return constrain(x, "batch", "sequence", "act_embed")
+
+    def _rotation(self, positions: Array) -> Rotation | None:
+        """Angles for all blocks."""
+        if self.options.position != "rope":
+            return None
+        return rotation(positions, self.options.block.head_dim, self.options.rope_theta)
+
+    def _logits(self, x: Array) -> Array:
+        """Scores over the padded vocabulary."""
+        x = self.norm(x)
+        logits = self.tokens.attend(x) if self.head is None else self.head(x)
+        logits = constrain(logits, "batch", "sequence", "act_vocab")
+        if logits.shape[-1] == self.vocab:
+            return logits
+        return jnp.where(jax.lax.broadcasted_iota(jnp.int32, logits.shape, 2) < self.vocab, logits, MASKED)
