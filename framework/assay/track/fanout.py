@@ -120,9 +120,11 @@ class Fanout:
         self._queue.put(None)
         self._thread.join()
         self._store.close()
+        for worker in self._workers:
+            worker.finish(status)
         deadline = time.monotonic() + self._finish_seconds
         for worker in self._workers:
-            worker.finish(status, deadline)
+            worker.join(deadline)
         self._raise()
 
     def _put(self, work: Callable[[], Iterator[Entry]], step: int | None = None) -> None:

@@ -1,6 +1,5 @@
 """One tracker in one thread behind a bounded queue: it may be slow, hang or raise, and the run neither waits nor stops."""
 
-import contextlib
 import queue
 import threading
 import time
@@ -25,7 +24,7 @@ class Worker:
         self._tracker, self._report = tracker, report
         self._start: Callable[[], None] = lambda: tracker.start(directory, record, resumed=resumed)
         self._run_id = directory.name
-        self._queue: queue.Queue[Entry | _Finish] = queue.Queue(CAPACITY)
+        self._queue: queue.SimpleQueue[Entry | _Finish] = queue.SimpleQueue()
         self._lost = 0
         self._failed = False
         # A daemon: a tracker that hangs must not keep the process alive.
@@ -36,28 +35,29 @@ class Worker:
         """Queue an entry; never waits. With the queue full it is lost to this tracker, which is reported."""
         if self._failed:
             return
-        try:
-            self._queue.put_nowait(entry)
-        except queue.Full:
-            self._lost += 1
-            if self._lost == 1:
-                self._report(
-                    f"{self.name} is too slow: {CAPACITY} entries wait, and further ones are not sent; {self._hint()}"
-                )
+        if self._queue.qsize() < CAPACITY:
+            self._queue.put(entry)
+            return
+        self._lost += 1
+        if self._lost == 1:
+            self._report(
+                f"{self.name} is too slow: {CAPACITY} entries wait, and further ones are not sent; {self._hint()}"
+            )
 
-    def finish(self, status: str, deadline: float) -> None:
-        """End the tracker's run, with `deadline` as the last time (time.monotonic) to wait for it. Reports what was lost."""
-        if not self._failed:
-            with contextlib.suppress(queue.Full):  # the thread is still alive then
-                self._queue.put(_Finish(status), timeout=max(0.0, deadline - time.monotonic()))
-            self._thread.join(max(0.0, deadline - time.monotonic()))
-            if self._thread.is_alive():
-                self._failed = True
-                self._report(
-                    f"{self.name} did not finish in time, with {self._queue.qsize()} entries left; {self._hint()}"
-                )
-            elif self._lost:
-                self._report(f"{self.name} did not get {self._lost} entries; {self._hint()}")
+    def finish(self, status: str) -> None:
+        """Ask the tracker to end its run when it has everything that waits. Does not wait itself."""
+        self._queue.put(_Finish(status))
+
+    def join(self, deadline: float) -> None:
+        """Wait for that until `deadline` (time.monotonic). Reports what was lost."""
+        self._thread.join(max(0.0, deadline - time.monotonic()))
+        if self._failed:
+            return
+        if self._thread.is_alive():
+            self._failed = True
+            self._report(f"{self.name} did not finish in time, with {self._queue.qsize()} entries left; {self._hint()}")
+        elif self._lost:
+            self._report(f"{self.name} did not get {self._lost} entries; {self._hint()}")
 
     def _work(self) -> None:
         try:
@@ -67,8 +67,11 @@ class Worker:
             self._tracker.flush()
             self._tracker.finish(entry.status)
         except BaseException as error:  # a tracker that calls sys.exit has failed too
-            self._failed = True
-            self._report(f"{self.name} failed and is off from now on: {type(error).__name__}: {error}; {self._hint()}")
+            given_up, self._failed = self._failed, True
+            if not given_up:
+                self._report(
+                    f"{self.name} failed and is off from now on: {type(error).__name__}: {error}; {self._hint()}"
+                )
 
     def _hint(self) -> str:
         name = self.name.removeprefix("tracker.")
