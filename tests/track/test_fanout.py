@@ -90,12 +90,15 @@ def test_the_caller_never_waits_for_a_value(run: RunDirectory) -> None:
     tracking.finish("completed")
 
 
-def test_flush_means_on_disk(run: RunDirectory) -> None:
+def test_flush_means_on_disk(run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[int] = []
+    monkeypatch.setattr("assay.runs.metrics.os.fsync", lambda file: synced.append(len(rows(run))))
     tracking = Fanout(run)
     for step in range(10_000):
         tracking.scalars(step, {f"value_{i}": 0.5 for i in range(20)}, "train")
+    assert synced == []
     tracking.flush()
-    assert len(rows(run)) == 10_000
+    assert synced == [10_000]
     tracking.finish("completed")
 
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     Value = float | jax.Array | np.ndarray
 
-FINISH_SECONDS = 10.0
+FINISH_SECONDS = 30.0  # a short run may end while Aim is still being imported
 SYSTEM_SECONDS = 10.0
 _BATCH = 1000  # pieces of work taken from the queue at once, at most
 
