@@ -8,7 +8,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from assay.parallel.constrain import constrain
-from assay_plugins.models.layers import Initializer, Linear, Norm, dropout, make_norm
+from assay_plugins.models.layers import Initializer, Linear, Norm, dropout, flat_product, make_norm
 from assay_plugins.models.rope import Rotation, rotate
 
 MASKED = -1e30  # finite, so that a row with nothing to attend to gives numbers; exp gives exactly 0 in fp32
@@ -135,7 +135,7 @@ class Attention(nnx.Module):
         parts = (self.query, self.key, self.value)
         kv_heads = self.key.kernel.shape[1]
         joined = _joined([p.kernel[...] for p in parts], kv_heads)
-        y = jax.lax.dot_general(x, joined, (((2,), (0,)), ((), ())))
+        y = flat_product(x, joined.reshape(x.shape[-1], -1)).reshape(*x.shape[:2], *joined.shape[1:])
         if self.query.bias is not None:
             y = y + _joined([p.bias[...][None] for p in parts if p.bias is not None], kv_heads)[None]
         head_dim = self.key.kernel.shape[2]

@@ -38,9 +38,11 @@ class Linear(nnx.Module):
 
     def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
         """x: (..., *inputs) -> (..., *outputs)."""
-        lead = x.ndim - self.inputs
-        contracted = (tuple(range(lead, x.ndim)), tuple(range(self.inputs)))
-        y = jax.lax.dot_general(x, self.kernel[...], (contracted, ((), ())))
+        kernel = self.kernel[...]
+        inputs, outputs = kernel.shape[: self.inputs], kernel.shape[self.inputs :]
+        lead = x.shape[: x.ndim - self.inputs]
+        y = flat_product(x.reshape(*lead, math.prod(inputs)), kernel.reshape(math.prod(inputs), math.prod(outputs)))
+        y = y.reshape(*lead, *outputs)
         return y if self.bias is None else y + aligned(self.bias[...], y.ndim)
 
 
@@ -56,7 +58,7 @@ class Embedding(nnx.Module):
 
     def attend(self, x: Float[Array, "*items width"]) -> Float[Array, "*items count"]:
         """Inner products with every row: the output head of a model with a tied embedding."""
-        return jax.lax.dot_general(x, self.embedding[...], (((x.ndim - 1,), (1,)), ((), ())))
+        return flat_product(x, self.embedding[...].T)
 
 
 class RMSNorm(nnx.Module):
@@ -95,6 +97,11 @@ def make_norm(kind: Norm, axis: str | None, width: int, *, epsilon: float, bias:
     if kind == "rmsnorm":
         return RMSNorm(axis, width, epsilon=epsilon)
     return LayerNorm(axis, width, epsilon=epsilon, bias=bias)
+
+
+def flat_product(x: Float[Array, "*items n"], kernel: Float[Array, "n m"]) -> Float[Array, "*items m"]:
+    """`x @ kernel` as a product of two matrices: with more dimensions XLA's CPU code for it and its gradients is slower."""
+    return (x.reshape(-1, x.shape[-1]) @ kernel).reshape(*x.shape[:-1], kernel.shape[1])
 
 
 def gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
