@@ -38,17 +38,20 @@ class Evaluator:
         batch = batch_shapes(plan.spec, self.batch_size)
         abstract = jax.eval_shape(self._step, plan.network.params, plan.network.stats, batch)
         zeros = jax.tree.map(lambda x: np.zeros(x.shape, np.float64), abstract)
-        return [f"{split}/{name}" for split in plan.experiment.evaluate_splits for name in values_of(plan.experiment, zeros)]
+        return [
+            f"{split}/{name}" for split in plan.experiment.evaluate_splits for name in values_of(plan.experiment, zeros)
+        ]
 
     def check_best(self) -> None:
         """Raise ConfigError when `keep_best` names a value that evaluation does not give."""
         best = self._plan.experiment.keep_best
         if best is not None and best.removeprefix("+") not in self.names():
-            raise ConfigError(f"experiment.keep_best = {best!r}: evaluation gives {', '.join(self.names())}; choose one of them")
+            raise ConfigError(
+                f"experiment.keep_best = {best!r}: evaluation gives {', '.join(self.names())}; choose one of them"
+            )
 
     def _batches(self, split: str) -> Iterator[Batch]:
         rows = local_rows(self._plan.layout, self.batch_size)
         source = self._plan.experiment.dataset.source(split)
         for batch in evaluation_batches(source, batch_size=self.batch_size, rows=rows):
             yield to_devices(self._plan.layout, batch)
-

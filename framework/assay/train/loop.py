@@ -46,10 +46,11 @@ class Trainer:
             prefetch=e.prefetch,
             workers=e.workers,
         )
-        self.checkpoints = Checkpoints(run.path / "checkpoints", keep=e.keep_checkpoints, best=e.keep_best)
+        self.checkpoints = Checkpoints(run.checkpoints, keep=e.keep_checkpoints, best=e.keep_best)
         self.callbacks = callbacks_of(plan, run.path)
         self.meter = Meter()
         self.state: TrainState
+        self.step = 0
         self._lineage = dict(lineage)
         self._dispatches: dict[int, Any] = {}
         self._evaluated: tuple[int, dict[str, float]] = (-1, {})
@@ -87,10 +88,16 @@ class Trainer:
                 self.meter.restart()
         while in_flight:
             self._log(*in_flight.popleft())
+        self.step = step
         if self._saved != step:
             self.save(step)
         self.checkpoints.wait()
         return "completed" if step >= total else "interrupted"
+
+    @property
+    def evaluated(self) -> dict[str, float]:
+        """The values of the last evaluation."""
+        return self._evaluated[1]
 
     def evaluate(self, step: int) -> dict[str, float]:
         """Evaluate every split of the experiment, log and print the values; once for each step."""

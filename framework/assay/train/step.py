@@ -43,7 +43,7 @@ def make_step(
             optimizer=optimizer_state,
             ema=_moved(experiment.ema_decay, state.ema, params),
         )
-        metrics |= {"gradient_norm": optax.global_norm(gradients)}
+        metrics |= {"gradient_norm": optax.tree.norm(gradients)}
         metrics |= {"learning_rate": jnp.asarray(learning_rate(state.step), jnp.float32)}
         return new, metrics
 

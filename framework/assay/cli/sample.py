@@ -1,0 +1,43 @@
+"""`assay sample`: continue a prompt with a run's checkpoint."""
+
+import argparse
+
+from assay import devices
+from assay.cli.resume import add_run
+from assay.errors import ConfigError
+from assay.runs import open_run
+
+HELP = "Sample from a checkpoint of a run, for objectives that can."
+EXAMPLE = 'assay sample latest --prompt "def " --length 200'
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The run, the prompt, and how to draw."""
+    add_run(parser)
+    parser.add_argument(
+        "--prompt", action="append", default=[], help="what to continue; may be repeated (default: nothing)"
+    )
+    parser.add_argument("--step", type=int, metavar="N", help="the checkpoint's step (default: the newest)")
+    parser.add_argument("--length", type=int, default=200, metavar="N", help="tokens to add (default: 200)")
+    parser.add_argument("--temperature", type=float, default=0.8, help="0 takes the likeliest token (default: 0.8)")
+    parser.add_argument("--top-k", type=int, metavar="K", help="draw from the K likeliest tokens only")
+    parser.add_argument("--seed", type=int, default=0)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print each prompt with its continuation."""
+    found = open_run(args.run, args.root)
+    devices.configure()
+    from assay.evaluate.sample import Sampler
+    from assay.train.launch import restored
+
+    plan, state, _ = restored(found, args.step)
+    sampler = plan.experiment.objective
+    if not isinstance(sampler, Sampler):
+        raise ConfigError(f"run {found.id}: its objective, {type(sampler).__name__}, cannot sample")
+    module = plan.network.merge(state.evaluated, state.stats, plan.experiment.compute_dtype)
+    prompts = args.prompt or [""]
+    how = {"length": args.length, "temperature": args.temperature, "top_k": args.top_k, "seed": args.seed}
+    for prompt, text in zip(prompts, sampler.sample(module, plan.spec, prompts, **how), strict=True):
+        print(prompt + text)
+    return 0
