@@ -28,6 +28,7 @@ def python_of(page: Path) -> str:
     return "\n".join(kept) + "\n"
 
 
+@pytest.mark.slow  # the guides train, and each page compiles what it shows
 @pytest.mark.parametrize("page", [p for p in PROSE_WITH_CODE if python_of(p).strip()], ids=name)
 def test_the_python_of_a_page_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
