@@ -8,10 +8,13 @@ UV_VERSION := $(shell sed -n 's/^uv==\([0-9.]*\).*/\1/p' requirements.lock)
 .PHONY: demo test check lock clean
 
 demo: $(VENV)/.ready  ## train the language model on real text, evaluate it, sample from it
-	$(BIN)/python experiments/demo.py
+	$(BIN)/assay run experiments/lm_code.gin
+	$(BIN)/assay evaluate latest
+	$(BIN)/assay sample latest --prompt "def " --prompt "import "
+	$(BIN)/assay runs
 
 test: $(VENV)/.ready  ## the whole test suite
-	$(BIN)/python -m pytest -m "slow or not slow" $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -m "slow or not slow" -n 2 --dist loadfile $(PYTEST_ARGS)
 
 check: $(VENV)/.ready  ## ruff, mypy and import-linter
 	$(BIN)/ruff format --check .

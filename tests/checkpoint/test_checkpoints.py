@@ -4,10 +4,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from assay.checkpoint.checkpoints import Checkpoints
-from assay.errors import CheckpointError
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
+
+from assay.checkpoint.checkpoints import Checkpoints
+from assay.errors import CheckpointError
 
 STATE = {"params": {"kernel": jnp.arange(32.0).reshape(8, 4)}, "step": jnp.int32(3), "ema": None}
 

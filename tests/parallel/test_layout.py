@@ -4,9 +4,10 @@ import jax
 import jax.numpy as jnp
 import optax
 import pytest
+from jax.sharding import PartitionSpec as P
+
 from assay.errors import LayoutError
 from assay.parallel.layout import bytes_per_device, make_layout, parameter_shardings, state_shardings
-from jax.sharding import PartitionSpec as P
 
 
 class Grid:
@@ -85,7 +86,9 @@ def test_every_misfit_is_reported_at_once():
     assert len(str(caught.value).splitlines()) == 2
 
 
-@pytest.mark.parametrize("optimizer", [optax.adamw(1e-3), optax.chain(optax.clip(1.0), optax.lion(1e-3)), optax.sgd(1e-3, 0.9)])
+@pytest.mark.parametrize(
+    "optimizer", [optax.adamw(1e-3), optax.chain(optax.clip(1.0), optax.lion(1e-3)), optax.sgd(1e-3, 0.9)]
+)
 def test_optimizer_state_lives_where_its_parameters_live(optimizer):
     grid = layout(data=1, fsdp=4, tensor=2)
     params = {"kernel": jnp.zeros((8, 6)), "nested": {"bias": jnp.zeros((6,))}}

@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+
 from assay.plan.flops import forward_flops, model_flops_utilization
 
 
@@ -14,7 +15,9 @@ def test_a_matrix_product():
 
 
 def test_batched_dots_count_every_batch():
-    assert forward_flops(lambda a, b: jnp.einsum("bij,bjk->bik", a, b), spec(4, 3, 5), spec(4, 5, 7)) == 4 * 2 * 3 * 5 * 7
+    assert (
+        forward_flops(lambda a, b: jnp.einsum("bij,bjk->bik", a, b), spec(4, 3, 5), spec(4, 5, 7)) == 4 * 2 * 3 * 5 * 7
+    )
 
 
 def test_a_convolution():

@@ -3,6 +3,7 @@
 import dataclasses
 
 import pytest
+
 from assay.experiment import Experiment
 from assay_plugins.datasets.text_files import TextFiles
 from assay_plugins.models.transformer import Transformer

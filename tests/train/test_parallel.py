@@ -5,6 +5,7 @@ import functools
 import jax
 import numpy as np
 import pytest
+
 from assay.data.pipeline import train_batches
 from assay.plan.plan import jitted, make_plan
 from assay.train.feed import local_rows, stack, to_devices

@@ -3,6 +3,7 @@
 Each computes in the dtype of its parameters, except for statistics, which are fp32. No layer stores random state.
 """
 
+import functools
 import math
 from collections.abc import Callable, Mapping
 from typing import Literal
@@ -70,9 +71,8 @@ class RMSNorm(nnx.Module):
 
     def __call__(self, x: Float[Array, "... width"]) -> Float[Array, "... width"]:
         """x, normalised; same shape and dtype."""
-        wide = x.astype(jnp.float32)
-        wide = wide * jax.lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + self.epsilon)
-        return wide.astype(x.dtype) * aligned(self.scale[...], x.ndim)
+        unit = standardised(x.astype(jnp.float32), self.epsilon, False)
+        return unit.astype(x.dtype) * aligned(self.scale[...], x.ndim)
 
 
 class LayerNorm(nnx.Module):
@@ -85,10 +85,8 @@ class LayerNorm(nnx.Module):
 
     def __call__(self, x: Float[Array, "... width"]) -> Float[Array, "... width"]:
         """x, normalised; same shape and dtype."""
-        wide = x.astype(jnp.float32)
-        centred = wide - jnp.mean(wide, axis=-1, keepdims=True)
-        variance = jnp.mean(jnp.square(centred), axis=-1, keepdims=True)
-        y = (centred * jax.lax.rsqrt(variance + self.epsilon)).astype(x.dtype) * aligned(self.scale[...], x.ndim)
+        unit = standardised(x.astype(jnp.float32), self.epsilon, True)
+        y = unit.astype(x.dtype) * aligned(self.scale[...], x.ndim)
         return y if self.bias is None else y + aligned(self.bias[...], x.ndim)
 
 
@@ -97,6 +95,36 @@ def make_norm(kind: Norm, axis: str | None, width: int, *, epsilon: float, bias:
     if kind == "rmsnorm":
         return RMSNorm(axis, width, epsilon=epsilon)
     return LayerNorm(axis, width, epsilon=epsilon, bias=bias)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1, 2))
+def standardised(x: Float[Array, "... width"], epsilon: float, centred: bool) -> Float[Array, "... width"]:
+    """x / sqrt(mean(x^2) + epsilon) over the last dimension, after taking away its mean if `centred`.
+
+    The derivative is given in closed form, u' = (x' - mean(x') - u mean(u x')) / sqrt(...), which is a few percent of a small
+    model's step faster than the chain rule through the two means.
+    """
+    return _standardised(x, epsilon, centred)[0]
+
+
+@standardised.defjvp
+def _standardised_jvp(
+    epsilon: float, centred: bool, primals: tuple[Array], tangents: tuple[Array]
+) -> tuple[Array, Array]:
+    """(value, directional derivative)."""
+    (x,), (dx,) = primals, tangents
+    unit, factor = _standardised(x, epsilon, centred)
+    if centred:
+        dx = dx - jnp.mean(dx, axis=-1, keepdims=True)
+    return unit, factor * (dx - unit * jnp.mean(unit * dx, axis=-1, keepdims=True))
+
+
+def _standardised(x: Array, epsilon: float, centred: bool) -> tuple[Array, Array]:
+    """(the value, 1 / sqrt(...))."""
+    if centred:
+        x = x - jnp.mean(x, axis=-1, keepdims=True)
+    factor = jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + epsilon)
+    return x * factor, factor
 
 
 def flat_product(x: Float[Array, "*items n"], kernel: Float[Array, "n m"]) -> Float[Array, "*items m"]:
