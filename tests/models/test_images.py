@@ -43,12 +43,30 @@ def network_of(model: Model) -> tuple[Network, Any, Any]:
     leaves, tree = jax.tree.flatten(network.params)
     rng = np.random.default_rng(0)
     params = tree.unflatten([jnp.asarray(0.4 * rng.normal(size=x.shape), x.dtype) for x in leaves])
-    return network, params, network.init(jax.random.key(0))[1]
+    # An average begins at 0, a variance at 1.
+    stats = jax.tree_util.tree_map_with_path(
+        lambda path, x: jnp.full(x.shape, path[-1].key == "var", x.dtype), network.stats
+    )
+    return network, params, stats
 
 
 def logits_of(network: Network, params: Any, stats: Any, image: jax.Array) -> np.ndarray:
     call = jax.jit(lambda p, s, x: network.merge(p, s)({"image": x}, train=False, rngs=None))
     return np.asarray(call(params, stats, image))
+
+
+def called(
+    network: Network, params: Any, stats: Any, *, train: bool, seed: int | None = None
+) -> tuple[np.ndarray, Any]:
+    """(logits, statistics afterwards)."""
+
+    def call(params: Any, stats: Any, key: Any) -> tuple[jax.Array, Any]:
+        module = network.merge(params, stats)
+        logits = module({"image": images()}, train=train, rngs=None if key is None else nnx.Rngs(key))
+        return logits, network.stats_of(module)
+
+    logits, after = jax.jit(call)(params, stats, None if seed is None else jax.random.key(seed))
+    return np.asarray(logits), after
 
 
 @pytest.mark.parametrize(
@@ -66,17 +84,16 @@ def test_published_sizes(model: Model, count: int) -> None:
 
 @pytest.mark.parametrize("name", SMALL)
 def test_training_in_both_dtypes(name: str) -> None:
-    network = make_network(SMALL[name], image_spec())
-    params, stats = network.init(jax.random.key(0))
-    assert jax.tree.map(jnp.shape, (params, stats)) == jax.tree.map(lambda x: x.shape, (network.params, network.stats))
+    network, params, stats = network_of(SMALL[name])
+    params = jax.tree.map(lambda x: x / 4, params)
 
     def loss(params: Any, dtype: str) -> tuple[jax.Array, jax.Array]:
         module = network.merge(params, stats, dtype)
         logits = module({"image": images()}, train=True, rngs=None)
         return jnp.sum(jax.nn.logsumexp(logits.astype(jnp.float32), axis=-1)), logits
 
-    gradients, near = jax.jit(jax.grad(loss, has_aux=True), static_argnums=1)(params, "bfloat16")
-    exact = loss(params, "float32")[1]
+    gradient = jax.jit(jax.grad(loss, has_aux=True), static_argnums=1)
+    (gradients, near), (_, exact) = gradient(params, "bfloat16"), gradient(params, "float32")
     assert (near.shape, near.dtype, exact.dtype) == ((3, 5), jnp.bfloat16, jnp.float32)
     assert float(jnp.abs(near - exact).max()) < 0.05 * max(1.0, float(jnp.abs(exact).max()))
     assert all(bool(jnp.all(jnp.isfinite(x))) for x in jax.tree.leaves(gradients))
@@ -119,27 +136,21 @@ def test_axes_alternate_through_the_mlp() -> None:
 
 def test_batch_statistics_move_in_training_only() -> None:
     network, params, stats = network_of(SMALL["resnet"])
-    module = network.merge(params, stats)
-    module({"image": images()}, train=False, rngs=None)
-    jax.tree.map(np.testing.assert_array_equal, network.stats_of(module), stats)
-    module({"image": images()}, train=True, rngs=None)
+    _, kept = called(network, params, stats, train=False)
+    jax.tree.map(np.testing.assert_array_equal, kept, stats)
+    logits, moved = called(network, params, stats, train=True)
     stem = convolved(np.asarray(images(), np.float64), np.asarray(params["stem"]["kernel"], np.float64), 1)
-    moved = network.stats_of(module)["stem_norm"]
-    np.testing.assert_allclose(moved["mean"], 0.1 * stem.mean((0, 1, 2)), rtol=1e-4, atol=1e-6)
-    np.testing.assert_allclose(moved["var"], 0.9 + 0.1 * stem.var((0, 1, 2), ddof=1), rtol=1e-4)
-
-
-def test_training_uses_the_batch_s_own_statistics() -> None:
-    network, params, stats = network_of(SMALL["resnet"])
-    both = [
-        network.merge(params, s)({"image": images()}, train=True, rngs=None)
-        for s in (stats, jax.tree.map(lambda x: x + 1, stats))
-    ]
-    np.testing.assert_array_equal(*both)
+    np.testing.assert_allclose(moved["stem_norm"]["mean"], 0.1 * stem.mean((0, 1, 2)), rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(moved["stem_norm"]["var"], 0.9 + 0.1 * stem.var((0, 1, 2), ddof=1), rtol=1e-4)
+    # Training takes the batch's own statistics, whatever the averages are.
+    np.testing.assert_array_equal(logits, called(network, params, moved, train=True)[0])
 
 
 def test_residual_branches_start_at_nothing() -> None:
-    params, _ = make_network(SMALL["resnet"], image_spec()).init(jax.random.key(0))
+    network, _, stats = network_of(SMALL["resnet"])
+    params, first = jax.jit(network.init)(jax.random.key(0))
+    jax.tree.map(np.testing.assert_array_equal, first, stats)
+    assert jax.tree.map(jnp.shape, params) == jax.tree.map(lambda x: x.shape, network.params)
     block = params["stages"]["1"]["0"]
     assert not np.any(block["norm2"]["scale"])
     assert np.all(block["norm1"]["scale"] == 1)
@@ -151,10 +162,12 @@ def test_residual_branches_start_at_nothing() -> None:
 )
 def test_dropout_happens_in_training_only(model: Model) -> None:
     network, params, stats = network_of(model)
-    module, batch = network.merge(params, stats), {"image": images()}
-    first, other = (np.asarray(module(batch, train=True, rngs=nnx.Rngs(seed))) for seed in (0, 1))
+    first, again, other = (called(network, params, stats, train=True, seed=seed)[0] for seed in (0, 0, 1))
+    np.testing.assert_array_equal(first, again)
     assert np.abs(first - other).max() > 1e-3
-    np.testing.assert_array_equal(module(batch, train=False, rngs=None), module(batch, train=False, rngs=nnx.Rngs(0)))
+    still, plain = (called(network, params, stats, train=False, seed=seed)[0] for seed in (0, None))
+    np.testing.assert_array_equal(still, plain)
+    assert np.abs(first - plain).max() > 1e-3
 
 
 @pytest.mark.parametrize(

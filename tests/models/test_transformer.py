@@ -61,14 +61,13 @@ def test_equals_the_equations(name: str) -> None:
     np.testing.assert_allclose(logits_of(network, params, inputs=inputs), expected, rtol=2e-4, atol=2e-4)
 
 
-@pytest.mark.parametrize("name", SETTINGS)
+@pytest.mark.parametrize("name", ["gpt2", "llama"])
 def test_abstract_build_equals_the_real_one(name: str) -> None:
-    network = make_network(small(**SETTINGS[name]), text_spec())
+    network = make_network(small(**SETTINGS[name], layers=1), text_spec())
     params, stats = network.init(jax.random.key(0))
     assert stats == {}
-    assert jax.tree.map(lambda x: (x.shape, x.dtype), params) == jax.tree.map(
-        lambda x: (x.shape, x.dtype), network.params
-    )
+    found, expected = (jax.tree.map(lambda x: (x.shape, x.dtype), tree) for tree in (params, network.params))
+    assert found == expected
     assert all(x.dtype == jnp.float32 for x in jax.tree.leaves(params))
 
 
@@ -96,16 +95,16 @@ def test_parameter_names_and_axes() -> None:
 
 
 def test_initialisation_is_gpt2s() -> None:
-    model = Transformer(layers=8, width=64, heads=4, **GPT2)
+    model = Transformer(layers=2, width=64, heads=4, **GPT2)
     params, _ = make_network(model, text_spec(64, 512)).init(jax.random.key(0))
-    block = params["blocks"]["3"]
+    block = params["blocks"]["1"]
     for leaf in (params["tokens"]["embedding"], block["attention"]["query"]["kernel"], block["mlp"]["up"]["kernel"]):
         assert np.std(leaf) == pytest.approx(0.02, rel=0.05)
     for leaf in (block["attention"]["out"]["kernel"], block["mlp"]["down"]["kernel"]):
-        assert np.std(leaf) == pytest.approx(0.02 / 4, rel=0.05)
+        assert np.std(leaf) == pytest.approx(0.02 / 2, rel=0.05)
     assert not np.any(block["mlp"]["up"]["bias"])
     assert np.all(block["mlp_norm"]["scale"] == 1)
-    assert not np.allclose(block["attention"]["query"]["kernel"], params["blocks"]["2"]["attention"]["query"]["kernel"])
+    assert not np.allclose(block["attention"]["query"]["kernel"], params["blocks"]["0"]["attention"]["query"]["kernel"])
 
 
 @pytest.mark.parametrize("name", ["gpt2", "llama"])
@@ -187,16 +186,16 @@ def test_rematerialisation_changes_no_number() -> None:
 
 @pytest.mark.parametrize("name", ["gpt2", "llama"])
 def test_bfloat16_is_near_and_gradients_are_finite(name: str) -> None:
-    network = make_network(small(**SETTINGS[name]), text_spec())
-    params, _ = network.init(jax.random.key(1))
+    network, params = network_of(small(**SETTINGS[name]))
+    params = jax.tree.map(lambda x: x / 5, params)
     inputs = tokens()
 
     def loss(params: Any, dtype: str) -> tuple[jax.Array, jax.Array]:
         logits = network.merge(params, {}, dtype)({"inputs": inputs}, train=True, rngs=None)
         return jnp.mean(jax.nn.logsumexp(logits.astype(jnp.float32), axis=-1)), logits
 
-    gradients, logits = jax.jit(jax.grad(loss, has_aux=True), static_argnums=1)(params, "bfloat16")
-    exact = loss(params, "float32")[1]
+    gradient = jax.jit(jax.grad(loss, has_aux=True), static_argnums=1)
+    (gradients, logits), (_, exact) = gradient(params, "bfloat16"), gradient(params, "float32")
     assert logits.dtype == jnp.bfloat16
     assert float(jnp.abs(logits - exact).max()) < 0.02
     assert all(x.dtype == jnp.float32 and bool(jnp.all(jnp.isfinite(x))) for x in jax.tree.leaves(gradients))
@@ -204,16 +203,15 @@ def test_bfloat16_is_near_and_gradients_are_finite(name: str) -> None:
 
 def test_dropout_happens_in_training_only() -> None:
     network, params = network_of(small(**GPT2, dropout=0.5))
-    module, batch = network.merge(params, {}), {"inputs": tokens()}
-    first, again, other = (module(batch, train=True, rngs=nnx.Rngs(seed)) for seed in (0, 0, 1))
+    inputs = tokens()
+    call = jax.jit(lambda p, key: network.merge(p, {})({"inputs": inputs}, train=True, rngs=nnx.Rngs(key)))
+    first, again, other = (np.asarray(call(params, jax.random.key(seed))) for seed in (0, 0, 1))
     np.testing.assert_array_equal(first, again)
-    assert np.abs(np.asarray(first) - np.asarray(other)).max() > 1e-2
+    assert np.abs(first - other).max() > 1e-2
     plain, _ = network_of(small(**GPT2))
-    np.testing.assert_array_equal(
-        module(batch, train=False, rngs=None), plain.merge(params, {})(batch, train=True, rngs=None)
-    )
+    np.testing.assert_array_equal(logits_of(network, params, inputs=inputs), logits_of(plain, params, inputs=inputs))
     with pytest.raises(ValueError, match=r"dropout = 0\.5: a call with train=True needs rngs"):
-        module(batch, train=True, rngs=None)
+        network.merge(params, {})({"inputs": inputs}, train=True, rngs=None)
 
 
 def test_padded_vocabulary_has_no_probability() -> None:
