@@ -132,7 +132,7 @@ class Alternate:
         ours = trainer.evaluated["validation/loss"]
         print(
             f"  step {step}: framework {self.framework[-1]:.2f} s (validation {ours:.3f}), "
-            f"by hand {self.by_hand[-1]:.2f} s (validation {loss:.3f})",
+            f"by hand {self.by_hand[-1]:.2f} s (validation {loss:.3f}); load {os.getloadavg()[0]:.1f}",
             flush=True,
         )
         self._since = time.perf_counter()
@@ -190,6 +190,8 @@ def alternate(plan: Plan, times: Alternate, root: Path) -> Alternate:
             trainer.close()
             tracking.finish("completed")
         session.step = trainer.step
+    if session.exit != "completed":
+        raise SystemExit(f"{session.exit} at step {trainer.step}; there is no result")
     return times
 
 

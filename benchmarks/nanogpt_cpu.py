@@ -28,7 +28,10 @@ def main() -> int:
         overrides = [f"dataset.text_files.files={text}", f"experiment.seed={seed}", "experiment.trackers=[]"]
         loaded = config.load(EXPERIMENT, overrides)
         with tempfile.TemporaryDirectory() as root:
-            losses.append(start(loaded, Path(root)).values["validation/loss"])
+            finished = start(loaded, Path(root))
+        if finished.status != "completed":  # an interrupted run has a loss too, of too few steps
+            parser.exit(1, f"seed {seed}: {finished.status} at step {finished.step}; there is no result\n")
+        losses.append(finished.values["validation/loss"])
         print(f"seed {seed}: validation loss {losses[-1]:.4f}", flush=True)
     mean = statistics.fmean(losses)
     print(f"result: nanogpt_validation_loss {mean:.4f} nats (target <= {TARGET})")

@@ -98,7 +98,7 @@ class Trainer:
             self._optimizer.step()
             self._optimizer.zero_grad(set_to_none=True)
             self._step += 1
-        return float(loss)
+        return float(loss.item())
 
 
 def learning_rate(step: int) -> float:

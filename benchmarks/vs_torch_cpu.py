@@ -109,7 +109,7 @@ def main() -> int:
             other, loss = torch.train(steps)
             ratios[mode].append(other / seconds)
             parts.append(f"{mode} {other / steps * 1e3:.2f} ms (loss {loss:.3f})")
-        print(f"  round {number}: a step takes {', '.join(parts)}", flush=True)
+        print(f"  round {number}: a step takes {', '.join(parts)}; load {os.getloadavg()[0]:.1f}", flush=True)
     ours.close()
     for torch in theirs.values():
         torch.close()
