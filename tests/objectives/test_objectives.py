@@ -78,6 +78,16 @@ def test_what_training_adds():
     np.testing.assert_array_equal(plain.losses, outcome(NextToken(), logits, targets).losses)
 
 
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_smoothing_leaves_a_padded_vocabulary_out(dtype):
+    logits = jnp.asarray(np.random.default_rng(0).normal(size=(2, 3, 5)), dtype)
+    padded = jnp.concatenate([logits, jnp.full((2, 3, 3), -1e30, dtype)], axis=-1)
+    targets = np.asarray([[0, 1, 2], [3, 4, -1]])
+    objective = NextToken(label_smoothing=0.1, z_loss=1e-3)
+    found, wanted = (outcome(objective, x, targets, train=True).losses for x in (padded, logits))
+    np.testing.assert_allclose(found, wanted, rtol=1e-6)
+
+
 def test_logits_of_any_size_and_of_bfloat16():
     logits = np.asarray([[1e4, -1e4, 0.0], [-3e38, 0.0, 3e38], [80.0, -np.inf, 0.0]], np.float32)
     found = outcome(Classification(), logits, np.asarray([0, 2, 0])).losses

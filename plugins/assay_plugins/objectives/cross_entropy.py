@@ -6,6 +6,8 @@ from jaxtyping import Array, Float, Int
 
 from assay.outcome import Outcome
 
+PADDING = -1e29  # logits below it are those of a padded vocabulary, no classes at all
+
 
 def cross_entropy(
     logits: Float[Array, "*items classes"], targets: Int[Array, "*items"]
@@ -27,10 +29,14 @@ def smoothed(
     log_normalizer: Float[Array, "*items"],
     label_smoothing: float,
 ) -> Float[Array, "*items"]:
-    """Cross entropy against (1 - s) one-hot + s uniform (Szegedy et al. 2016, arXiv:1512.00567, section 7), nats, fp32."""
+    """Cross entropy against (1 - s) one-hot + s uniform (Szegedy et al. 2016, arXiv:1512.00567, section 7), nats, fp32.
+
+    The uniform part is over the true classes alone: a class whose logit is below PADDING is none.
+    """
     if label_smoothing == 0.0:
         return nll
-    uniform = log_normalizer - jnp.mean(logits.astype(jnp.float32), axis=-1)
+    scores = logits.astype(jnp.float32)
+    uniform = log_normalizer - jnp.mean(scores, axis=-1, where=scores > PADDING)
     return (1.0 - label_smoothing) * nll + label_smoothing * uniform
 
 
