@@ -1,7 +1,6 @@
-"""Arguments and output that several verbs share."""
+"""Arguments that several verbs share."""
 
 import argparse
-from collections.abc import Sequence
 
 
 def add_experiment(parser: argparse.ArgumentParser) -> None:
@@ -19,9 +18,3 @@ def add_overrides(parser: argparse.ArgumentParser) -> None:
         default=[],
         help="change a value, such as --set model.transformer.layers=6 or --set MACRO=3; may be repeated; text needs no quotes",
     )
-
-
-def table(rows: Sequence[Sequence[str]]) -> str:
-    """Rows of text in columns, two spaces apart, without trailing blanks."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows)

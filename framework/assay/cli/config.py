@@ -2,7 +2,8 @@
 
 import argparse
 
-from assay.cli.arguments import add_experiment, add_overrides, table
+from assay.cli.arguments import add_experiment, add_overrides
+from assay.table import table
 
 HELP = (
     "Show every value of an experiment, defaults of the plugins in use included, with file:line, '--set' or 'default'."

@@ -3,7 +3,7 @@
 import argparse
 
 from assay import registry
-from assay.cli.arguments import table
+from assay.table import table
 
 HELP = "List the plugins of all kinds or of one: kind, name, package, version. Imports none of them."
 EXAMPLE = "assay list model"

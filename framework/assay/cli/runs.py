@@ -4,10 +4,10 @@ import argparse
 import dataclasses
 from pathlib import Path
 
-from assay.cli.arguments import table
 from assay.runs.directory import default_root, open_run
 from assay.runs.index import Summary, summaries
 from assay.runs.metrics import encode
+from assay.table import table
 
 HELP = "List the runs there are, oldest first: status, step, last losses. With --sync, send one to a tracker again."
 EXAMPLE = "assay runs --root runs\n  assay runs --json\n  assay runs --sync latest --to aim"

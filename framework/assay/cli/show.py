@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from assay import registry
-from assay.cli.arguments import table
 from assay.errors import PluginError
 from assay.registry import REQUIRED, Parameter
+from assay.table import table
 
 HELP = "Show a plugin, or the experiment itself: parameters, types, defaults, documentation, and where it comes from."
 EXAMPLE = "assay show model.transformer"

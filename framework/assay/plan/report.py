@@ -1,12 +1,12 @@
 """The plan as text: what `assay plan` prints and `assay run` opens with."""
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import jax
 
 from assay.plan.plan import Plan
+from assay.table import table
 from assay.train.progress import readable
 
 
@@ -44,14 +44,14 @@ def parameters(plan: Plan) -> list[str]:
         held = math.prod(sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
         label = jax.tree_util.keystr(path, simple=True, separator="/")
         rows.append((label, str(leaf.shape), _names(axes), _names(sharding.spec), _bytes(held)))
-    return aligned(rows)
+    return table(rows).splitlines()
 
 
 def memory(plan: Plan) -> list[str]:
     """What the compiler says one device needs, from compiling the dispatch of this plan for shapes alone."""
     found = peak_memory(plan)
     rows = [(name, _bytes(value)) for name, value in found.items()]
-    return ["compiled memory of one device", *("  " + line for line in aligned(rows))]
+    return ["compiled memory of one device", *("  " + line for line in table(rows).splitlines())]
 
 
 def peak_memory(plan: Plan) -> dict[str, int]:
@@ -64,12 +64,6 @@ def peak_memory(plan: Plan) -> dict[str, int]:
         "temporaries": analysis.temp_size_in_bytes,
         "peak": analysis.argument_size_in_bytes + fresh + analysis.temp_size_in_bytes,
     }
-
-
-def aligned(rows: Sequence[tuple[str, ...]]) -> list[str]:
-    """Rows as columns of equal width."""
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
 
 
 def _names(entries: Any) -> str:
