@@ -1,8 +1,8 @@
 """A plain GPT and its trainer in PyTorch, the other side of vs_torch_cpu.py; needs torch and numpy and nothing of Assay.
 
 Says "ready" once warm; then, for each line with a number on stdin, trains that many steps and answers "SECONDS LOSS".
-Fused AdamW is on, which is torch's fastest on a CPU; the model, batch and optimizer settings are those of
-experiments/lm_shakespeare_shape.gin.
+The model, batch and optimizer settings are those of experiments/lm_shakespeare_shape.gin. AdamW is torch's default one, as nanoGPT
+has it on a CPU; the modes that end in _fused have the fused one. The mode "products" does only the matrix products of a step.
 """
 
 import argparse
@@ -68,7 +68,7 @@ class GPT(torch.nn.Module):  # type: ignore[misc]
 class Trainer:
     """The model with its optimizer and data."""
 
-    def __init__(self, text: Path, *, compiled: bool) -> None:
+    def __init__(self, text: Path, *, compiled: bool, fused: bool) -> None:
         torch.manual_seed(0)
         characters = text.read_text(encoding="utf-8")
         index = {character: i for i, character in enumerate(sorted(set(characters)))}
@@ -81,7 +81,7 @@ class Trainer:
             {"params": [p for p in self._parameters if p.dim() >= 2], "weight_decay": 0.1},
             {"params": [p for p in self._parameters if p.dim() < 2], "weight_decay": 0.0},
         ]
-        self._optimizer = torch.optim.AdamW(groups, lr=PEAK, betas=(0.9, 0.99), fused=True)
+        self._optimizer = torch.optim.AdamW(groups, lr=PEAK, betas=(0.9, 0.99), fused=fused)
         self._loss = torch.compile(model) if compiled else model
         self._step = 0
 
@@ -101,6 +101,35 @@ class Trainer:
         return float(loss.item())
 
 
+class Products:
+    """The matrix products of a step and nothing else: no trainer that multiplies with torch's library can be faster."""
+
+    def __init__(self, vocab: int) -> None:
+        rows, head = BATCH * CONTEXT, WIDTH // HEADS
+        block = [(WIDTH, 3 * WIDTH), (WIDTH, WIDTH), (WIDTH, 4 * WIDTH), (4 * WIDTH, WIDTH)]
+        self._dense = [
+            (torch.randn(rows, n), torch.randn(m, n), torch.randn(rows, m)) for n, m in [*block * LAYERS, (WIDTH, vocab)]
+        ]
+        self._heads = torch.randn(BATCH * HEADS, CONTEXT, head)
+        self._weights = torch.randn(BATCH * HEADS, CONTEXT, CONTEXT)
+
+    def train(self, steps: int) -> float:
+        """Do the products of `steps` updates. Returns 0."""
+        for _ in range(steps):
+            for x, kernel, gradient in self._dense:
+                torch.mm(x, kernel.T)
+                torch.mm(gradient, kernel)
+                torch.mm(gradient.T, x)
+            for _ in range(LAYERS):
+                for _ in range(2):  # the scores, and the gradient of the weights
+                    torch.bmm(self._heads, self._heads.transpose(1, 2))
+                for _ in range(2):  # the mixture, and the gradient of the queries
+                    torch.bmm(self._weights, self._heads)
+                for _ in range(2):  # the gradients of the keys and the values
+                    torch.bmm(self._weights.transpose(1, 2), self._heads)
+        return 0.0
+
+
 def learning_rate(step: int) -> float:
     """Linear warm-up, then a cosine down to a tenth."""
     if step < WARMUP:
@@ -112,10 +141,14 @@ def learning_rate(step: int) -> float:
 def main() -> int:
     """Serve the pipe until it closes."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("mode", choices=["eager", "compile"])
+    parser.add_argument("mode", choices=["eager", "compile", "eager_fused", "compile_fused", "products"])
     parser.add_argument("--text", type=Path, required=True)
     args = parser.parse_args()
-    trainer = Trainer(args.text, compiled=args.mode == "compile")
+    trainer: Trainer | Products
+    if args.mode == "products":
+        trainer = Products(len(set(args.text.read_text(encoding="utf-8"))))
+    else:
+        trainer = Trainer(args.text, compiled=args.mode.startswith("compile"), fused=args.mode.endswith("_fused"))
     trainer.train(WARM_STEPS)
     print(f"ready torch {torch.__version__}, {torch.get_num_threads()} threads", flush=True)
     for line in sys.stdin:

@@ -114,9 +114,10 @@ def _standardised_jvp(
     """(value, directional derivative)."""
     (x,), (dx,) = primals, tangents
     unit, factor = _standardised(x, epsilon, centred)
-    if centred:
-        dx = dx - jnp.mean(dx, axis=-1, keepdims=True)
-    return unit, factor * (dx - unit * jnp.mean(unit * dx, axis=-1, keepdims=True))
+    along = unit * jnp.mean(unit * dx, axis=-1, keepdims=True)
+    if centred:  # unit has mean 0, so both means are of dx itself: its transpose then needs one pass over the cotangent
+        along = along + jnp.mean(dx, axis=-1, keepdims=True)
+    return unit, factor * (dx - along)
 
 
 def _standardised(x: Array, epsilon: float, centred: bool) -> tuple[Array, Array]:
