@@ -108,7 +108,8 @@ class Products:
         rows, head = BATCH * CONTEXT, WIDTH // HEADS
         block = [(WIDTH, 3 * WIDTH), (WIDTH, WIDTH), (WIDTH, 4 * WIDTH), (4 * WIDTH, WIDTH)]
         self._dense = [
-            (torch.randn(rows, n), torch.randn(m, n), torch.randn(rows, m)) for n, m in [*block * LAYERS, (WIDTH, vocab)]
+            (torch.randn(rows, n), torch.randn(m, n), torch.randn(rows, m))
+            for n, m in [*block * LAYERS, (WIDTH, vocab)]
         ]
         self._heads = torch.randn(BATCH * HEADS, CONTEXT, head)
         self._weights = torch.randn(BATCH * HEADS, CONTEXT, CONTEXT)

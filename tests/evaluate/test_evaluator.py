@@ -39,7 +39,9 @@ class Rows:
     count = MOST
 
     def spec(self):
-        return DataSpec({"image": ArraySpec((4, 4, 1), "float32"), "label": ArraySpec((), "int32")}, num_classes=CLASSES)
+        return DataSpec(
+            {"image": ArraySpec((4, 4, 1), "float32"), "label": ArraySpec((), "int32")}, num_classes=CLASSES
+        )
 
     def source(self, split):
         return [{"image": IMAGES[i], "label": LABELS[i]} for i in range(self.count)]

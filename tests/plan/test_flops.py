@@ -3,7 +3,11 @@
 import jax
 import jax.numpy as jnp
 
-from assay.plan.flops import forward_flops, model_flops_utilization
+from assay.plan.flops import forward_cost, model_flops_utilization
+
+
+def forward_flops(function, *args):
+    return forward_cost(function, *args).flops
 
 
 def spec(*shape):
@@ -25,6 +29,8 @@ def test_a_convolution():
         return jax.lax.conv_general_dilated(x, k, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
 
     assert forward_flops(convolve, spec(2, 8, 8, 3), spec(3, 3, 3, 16)) == 2 * (2 * 8 * 8 * 16) * (3 * 3 * 3)
+    assert forward_cost(jax.jit(convolve), spec(2, 8, 8, 3), spec(3, 3, 3, 16)).convolves
+    assert not forward_cost(jnp.dot, spec(3, 5), spec(5, 7)).convolves
 
 
 def test_scans_multiply_and_calls_nest():

@@ -1,5 +1,6 @@
 """Matrix-multiplication and convolution FLOPs of a function, counted in its jaxpr: exact, and the same on every backend."""
 
+import dataclasses
 import math
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -18,13 +19,22 @@ PEAK_FLOPS = {
 """Peak FLOP/s of one device, by jax's device_kind."""
 
 
-def forward_flops(function: Callable[..., Any], *args: Any) -> int:
+@dataclasses.dataclass(frozen=True)
+class Cost:
+    """What a function computes. flops: of all its dots and convolutions. convolves: whether there are convolutions."""
+
+    flops: int
+    convolves: bool
+
+
+def forward_cost(function: Callable[..., Any], *args: Any) -> Cost:
     """Multiplications and additions (2 for each pair) of all dots and convolutions in `function(*args)`.
 
     args: arrays or ShapeDtypeStructs; nothing is computed. Both branches of a conditional count as the dearer one; the body of a
     while loop of unknown length counts once.
     """
-    return _count(jax.make_jaxpr(function)(*args).jaxpr)
+    jaxpr = jax.make_jaxpr(function)(*args).jaxpr
+    return Cost(_count(jaxpr), _convolves(jaxpr))
 
 
 def model_flops_utilization(flops_per_step: float, seconds_per_step: float, devices: int, peak: float) -> float:
@@ -37,6 +47,13 @@ def model_flops_utilization(flops_per_step: float, seconds_per_step: float, devi
 
 def _count(jaxpr: Jaxpr) -> int:
     return sum(_equation(equation) for equation in jaxpr.eqns)
+
+
+def _convolves(jaxpr: Jaxpr) -> bool:
+    return any(
+        equation.primitive.name == "conv_general_dilated" or any(map(_convolves, _inner(equation.params)))
+        for equation in jaxpr.eqns
+    )
 
 
 def _equation(equation: Any) -> int:

@@ -14,7 +14,7 @@ from assay.errors import LayoutError
 from assay.experiment import Experiment
 from assay.network import Network, make_network
 from assay.parallel.layout import Layout, Where, bytes_per_device, make_layout, nowhere
-from assay.plan.flops import PEAK_FLOPS, forward_flops
+from assay.plan.flops import PEAK_FLOPS, Cost, forward_cost
 from assay.train.state import TrainState, abstract_state, optimizer_of, shardings_of
 from assay.train.step import Step, make_step, many
 
@@ -97,7 +97,7 @@ def make_plan(experiment: Experiment, where: Where = nowhere, devices: Sequence[
     optimizer = optimizer_of(experiment, network)
     abstract = abstract_state(experiment, network, optimizer)
     batch = batch_shapes(spec, experiment.batch_size)
-    flops = 3 * forward_flops(_forward(experiment, network), network.params, network.stats, batch)
+    cost = forward_cost(_forward(experiment, network), network.params, network.stats, batch)
     return Plan(
         experiment=experiment,
         spec=spec,
@@ -107,10 +107,8 @@ def make_plan(experiment: Experiment, where: Where = nowhere, devices: Sequence[
         abstract=abstract,
         shardings=shardings_of(layout, network, abstract),
         batch=batch,
-        steps_per_dispatch=_steps_per_dispatch(
-            experiment, flops / layout.mesh.size, layout.mesh.devices.flat[0].platform
-        ),
-        flops_per_step=flops,
+        steps_per_dispatch=_steps_per_dispatch(experiment, cost, layout),
+        flops_per_step=3 * cost.flops,
     )
 
 
@@ -151,10 +149,14 @@ def _forward(experiment: Experiment, network: Network) -> Any:
     return forward
 
 
-def _steps_per_dispatch(experiment: Experiment, flops_per_device: float, platform: str) -> int:
+def _steps_per_dispatch(experiment: Experiment, forward: Cost, layout: Layout) -> int:
     """As asked, or by the cost of a step: many small steps to a call; a divisor of the intervals where one is near."""
     if isinstance(experiment.steps_per_dispatch, int):
         return min(experiment.steps_per_dispatch, experiment.steps)
+    platform = layout.mesh.devices.flat[0].platform
+    if platform == "cpu" and forward.convolves:
+        return 1  # XLA's CPU code for a convolution is slower inside a loop
+    flops_per_device = 3 * forward.flops / layout.mesh.size
     budget = DISPATCH_FLOPS.get(platform, ACCELERATOR_DISPATCH_FLOPS)
     most = max(1, min(MAX_STEPS_PER_DISPATCH, int(budget // max(flops_per_device, 1)), experiment.steps))
     common = math.gcd(experiment.steps, experiment.evaluate_every, experiment.checkpoint_every, experiment.sample_every)

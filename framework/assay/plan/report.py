@@ -24,10 +24,11 @@ def summary(plan: Plan) -> list[str]:
         f"mesh        {axes} on {plan.device_count} of {jax.device_count()} devices, {kind}"
         + (f"; {idle} IDLE" if idle else ""),
         f"state       {_bytes(held['state'])} a device: parameters {_bytes(held['parameters'])}, optimizer {_bytes(held['optimizer'])}",
-        f"batch       {e.batch_size} examples, {plan.units_per_step:,} {plan.spec.unit}"
+        f"batch       {e.batch_size} examples"
+        + (f", {plan.units_per_step:,} {plan.spec.unit}" if plan.spec.unit != "examples" else "")
         + (f", {e.accumulation} micro-batches" if e.accumulation > 1 else ""),
         f"work        {e.steps:,} steps, {total:,} {plan.spec.unit}; {readable(plan.flops_per_step)}FLOP a step, "
-        f"{readable(plan.flops_per_step * e.steps)}FLOP in all; {plan.steps_per_dispatch} steps a dispatch",
+        f"{readable(plan.flops_per_step * e.steps)}FLOP in all; {plan.steps_per_dispatch} a dispatch",
     ]
     source = e.dataset.source("train")
     epochs = e.steps * e.batch_size / len(source)
