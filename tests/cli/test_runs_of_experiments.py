@@ -172,6 +172,7 @@ def test_a_full_disk_leaves_the_last_good_checkpoint(place):
         done = assay(place, "run", str(file), code=1)
         last = done.stderr.strip().splitlines()[-1]
         assert "room" in last or "full" in last, done.stderr
+        assert "Traceback" not in done.stderr
         run = open_run("latest", small)
         complete = sorted((p for p in run.checkpoints.iterdir() if p.name.isdigit()), key=lambda p: int(p.name))
         assert complete
