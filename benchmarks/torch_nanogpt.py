@@ -1,8 +1,9 @@
-"""A plain GPT and its trainer in PyTorch, the other side of vs_torch_cpu.py; needs torch and numpy and nothing of Assay.
+"""A plain GPT and its trainer in PyTorch, the other side of vs_torch_cpu.py and torch_parity.py; needs torch and numpy, not Assay.
 
 Says "ready" once warm; then, for each line with a number on stdin, trains that many steps and answers "SECONDS LOSS".
 The model, batch and optimizer settings are those of experiments/lm_shakespeare_shape.gin. AdamW is torch's default one, as nanoGPT
-has it on a CPU; the modes that end in _fused have the fused one. The mode "products" does only the matrix products of a step.
+has it on a CPU; the modes that end in _fused have the fused one. The mode "products" does only the matrix products of a step, and
+"replay" trains once on batches and from parameters that it is given (for torch_parity.py).
 """
 
 import argparse
@@ -82,23 +83,42 @@ class Trainer:
             {"params": [p for p in self._parameters if p.dim() < 2], "weight_decay": 0.0},
         ]
         self._optimizer = torch.optim.AdamW(groups, lr=PEAK, betas=(0.9, 0.99), fused=fused)
+        self._model = model
         self._loss = torch.compile(model) if compiled else model
         self._step = 0
 
     def train(self, steps: int) -> float:
         """Do `steps` updates. Returns the last loss, in nats."""
         for _ in range(steps):
-            for group in self._optimizer.param_groups:
-                group["lr"] = learning_rate(self._step)
             starts = self._rng.integers(0, len(self._tokens) - CONTEXT, BATCH)
             windows = torch.from_numpy(self._tokens[starts[:, None] + np.arange(CONTEXT + 1)])
-            loss = self._loss(windows[:, :-1].contiguous(), windows[:, 1:].contiguous())
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(self._parameters, 1.0)
-            self._optimizer.step()
-            self._optimizer.zero_grad(set_to_none=True)
-            self._step += 1
+            loss = self._update(windows[:, :-1].contiguous(), windows[:, 1:].contiguous())
         return float(loss.item())
+
+    def replay(self, arrays: Any) -> Any:
+        """Losses, float32 (steps,), of training from the parameters in `arrays`, by this model's names, on its batches.
+
+        arrays: an npz file with the parameters, and "inputs" and "targets", int32 (steps, batch, seq).
+        """
+        with torch.no_grad():
+            for name, parameter in self._model.named_parameters():
+                parameter.copy_(torch.from_numpy(arrays[name]))
+        batches = zip(
+            torch.from_numpy(arrays["inputs"]).long(), torch.from_numpy(arrays["targets"]).long(), strict=True
+        )
+        return np.array([float(self._update(inputs, targets).detach()) for inputs, targets in batches], np.float32)
+
+    def _update(self, inputs: Any, targets: Any) -> Any:
+        """One step on a batch. Returns its loss before the step."""
+        for group in self._optimizer.param_groups:
+            group["lr"] = learning_rate(self._step)
+        loss = self._loss(inputs, targets)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self._parameters, 1.0)
+        self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)
+        self._step += 1
+        return loss
 
 
 class Products:
@@ -142,9 +162,16 @@ def learning_rate(step: int) -> float:
 def main() -> int:
     """Serve the pipe until it closes."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("mode", choices=["eager", "compile", "eager_fused", "compile_fused", "products"])
+    parser.add_argument("mode", choices=["eager", "compile", "eager_fused", "compile_fused", "products", "replay"])
     parser.add_argument("--text", type=Path, required=True)
+    parser.add_argument(
+        "--arrays", type=Path, help="for replay: an npz file; its losses are written beside it, as .npy"
+    )
     args = parser.parse_args()
+    if args.mode == "replay":
+        losses = Trainer(args.text, compiled=False, fused=False).replay(np.load(args.arrays))
+        np.save(args.arrays.with_suffix(".npy"), losses)
+        return 0
     trainer: Trainer | Products
     if args.mode == "products":
         trainer = Products(len(set(args.text.read_text(encoding="utf-8"))))

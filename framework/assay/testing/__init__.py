@@ -1,0 +1,1 @@
+"""Conformance kits: what a plugin of each kind must do, as named checks. See docs/guide/plugins.md."""

@@ -1,0 +1,36 @@
+"""Data for kits: specifications that most models can read, and batches of any specification."""
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from assay.data.spec import ArraySpec, DataSpec
+
+VOCAB, LENGTH, CLASSES = 48, 16, 8
+
+SPECS: Mapping[str, DataSpec] = {
+    "tokens": DataSpec(
+        {"inputs": ArraySpec((LENGTH,), "int32"), "targets": ArraySpec((LENGTH,), "int32")},
+        vocab_size=VOCAB,
+        units_per_example=LENGTH,
+        unit="tokens",
+    ),
+    "images": DataSpec(
+        {"image": ArraySpec((8, 8, 1), "float32"), "label": ArraySpec((), "int32")}, num_classes=CLASSES
+    ),
+}
+"""Rows of tokens with their successors, and labelled grey images: sizes divide over eight devices."""
+
+
+def batch_of(spec: DataSpec, size: int, seed: int = 0) -> dict[str, np.ndarray]:
+    """`size` rows of `spec`, drawn from `seed`, with `mask`: floats from N(0, 1), integers below the classes or the vocabulary."""
+    generator = np.random.default_rng(seed)
+    arrays: dict[str, np.ndarray] = {}
+    for name, array in spec.elements.items():
+        shape, dtype = (size, *array.shape), np.dtype(array.dtype)
+        if dtype.kind == "f":
+            arrays[name] = generator.normal(size=shape).astype(dtype)
+        else:
+            top = 2 if dtype.kind == "b" else spec.vocab_size or spec.num_classes or 2
+            arrays[name] = generator.integers(0, top, shape).astype(dtype)
+    return arrays | {"mask": np.ones(size, np.bool_)}
