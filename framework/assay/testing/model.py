@@ -259,12 +259,12 @@ class _Spread:
     def rules(self) -> Mapping[str, tuple[str, ...]]:
         pairs = {"mlp": "act_mlp", "heads": "act_heads", "vocab": "act_vocab"}
         activations = {pairs[n]: ("model",) for n in self.names if n in pairs}
-        return {"batch": ("data",), **activations, **{n: ("model",) for n in self.names}}
+        return {"batch": ("data",), **activations, **dict.fromkeys(self.names, ("model",))}
 
 
 def _layouts(network: Network) -> list[Layout]:
     """All devices on the batch; and half of them on as many of the network's parameter axes as can be divided, by turns from either end."""
-    devices = [d for d in jax.devices()[:BATCH]]
+    devices = list(jax.devices()[:BATCH])
     used = {a for axes in jax.tree.leaves(network.axes, is_leaf=lambda x: isinstance(x, tuple)) for a in axes if a}
     names = [a for a in PARAMETER_AXES if a in used]
     layouts = [make_layout(_Spread(len(devices), ()), devices)]
