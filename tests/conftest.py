@@ -1,6 +1,7 @@
 """Eight virtual devices, strict rank promotion, a compilation cache shared by the whole suite, and where real data lies."""
 
 import os
+import signal
 import tempfile
 from pathlib import Path
 
@@ -13,6 +14,11 @@ os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", f"{_CACHE}/xla")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 os.environ.setdefault("JAX_NUMPY_RANK_PROMOTION", "raise")
 os.environ.setdefault("ASSAY_CACHE_DIR", f"{_CACHE}/data")
+
+if (
+    signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+):  # as shells start what runs in the background; the programs tested would inherit it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture

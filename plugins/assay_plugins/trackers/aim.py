@@ -4,6 +4,7 @@ Aim's traps are worked round here (docs/kinds/tracker.md has the list): making a
 writer, runs cannot be queried before they are indexed, and jax's scalars are refused.
 """
 
+import atexit
 import contextlib
 import dataclasses
 import importlib.util
@@ -122,7 +123,12 @@ def nested(values: Mapping[str, Any]) -> dict[str, Any]:
 def _repository(root: Path) -> Any:
     """The Aim store in `root`. Only one process may make it at a time: others would find it half-made."""
     from aim import Repo
+    from aim.ext.cleanup import AutoClean
 
+    # When Python exits, Aim ends its objects in a new thread, which Python 3.12 refuses then; this thread does it.
+    atexit.unregister(AutoClean.cleanup)
+    atexit.unregister(AutoClean._cleanup)
+    atexit.register(AutoClean._cleanup)
     root.mkdir(parents=True, exist_ok=True)
     with filelock.FileLock(root / ".aim.lock"):
         made = (root / ".aim" / "VERSION").exists()
