@@ -126,9 +126,9 @@ def _repository(root: Path) -> Any:
     from aim.ext.cleanup import AutoClean
 
     # When Python exits, Aim ends its objects in a new thread, which Python 3.12 refuses then; this thread does it.
-    atexit.unregister(AutoClean.cleanup)
-    atexit.unregister(AutoClean._cleanup)
-    atexit.register(AutoClean._cleanup)
+    if not AutoClean._registered_with_atexit:
+        atexit.register(AutoClean._cleanup)
+        AutoClean._registered_with_atexit = True
     root.mkdir(parents=True, exist_ok=True)
     with filelock.FileLock(root / ".aim.lock"):
         made = (root / ".aim" / "VERSION").exists()
