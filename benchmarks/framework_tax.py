@@ -46,7 +46,7 @@ class Setting:
 SETTINGS = {
     "small": Setting(500, ()),
     "10m": Setting(
-        40,
+        100,
         (
             "model.transformer.layers=6",
             "model.transformer.width=384",

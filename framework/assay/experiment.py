@@ -27,7 +27,7 @@ class Experiment:
     prefetch: batches read ahead. workers: processes that read data; 0 reads in a thread of this one.
     log_every, evaluate_every, checkpoint_every, sample_every: in steps; 0 switches the last three off (evaluation and
         checkpoint still happen at the end).
-    evaluate_splits: the splits that are evaluated. evaluate_batch_size: examples at once; None for batch_size.
+    evaluate_splits: the splits that are evaluated. evaluate_batch_size: examples at once, at most; None for batch_size.
     keep_checkpoints: newest ones kept. keep_best: also keep the best by this value, such as "validation/loss" (lower is
         better) or "+validation/accuracy" (higher is better); None keeps no best.
     sample_prompts: what samples start from, for objectives that can sample.

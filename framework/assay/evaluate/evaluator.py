@@ -20,8 +20,6 @@ class Evaluator:
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
         e = plan.experiment
-        shards = plan.layout.batch_shards
-        self.batch_size = -(-(e.evaluate_batch_size or e.batch_size) // shards) * shards
         self._step = make_evaluation_step(e, plan.network, plan.layout)
         self._jitted = jax.jit(self._step, out_shardings=plan.layout.replicated)
         for split in e.evaluate_splits:
@@ -32,10 +30,20 @@ class Evaluator:
         values = evaluate(self._plan.experiment, self._jitted, state.evaluated, state.stats, self._batches(split))
         return {f"{split}/{name}": value for name, value in values.items()}
 
+    def batch_size(self, examples: int) -> int:
+        """Of a split of `examples`: as few batches as `evaluate_batch_size` allows, of a size that leaves little of the last empty.
+
+        A multiple of the parts that the mesh divides a batch into, and so perhaps larger than was asked for.
+        """
+        e, shards = self._plan.experiment, self._plan.layout.batch_shards
+        most = e.evaluate_batch_size or e.batch_size
+        number = max(1, -(-examples // most))
+        return max(1, -(-examples // (number * shards))) * shards
+
     def names(self) -> list[str]:
         """The names that evaluation will give, found from shapes alone."""
         plan = self._plan
-        batch = batch_shapes(plan.spec, self.batch_size)
+        batch = batch_shapes(plan.spec, plan.layout.batch_shards)
         abstract = jax.eval_shape(self._step, plan.network.params, plan.network.stats, batch)
         zeros = jax.tree.map(lambda x: np.zeros(x.shape, np.float64), abstract)
         return [
@@ -51,7 +59,8 @@ class Evaluator:
             )
 
     def _batches(self, split: str) -> Iterator[Batch]:
-        rows = local_rows(self._plan.layout, self.batch_size)
         source = self._plan.experiment.dataset.source(split)
-        for batch in evaluation_batches(source, batch_size=self.batch_size, rows=rows):
+        size = self.batch_size(len(source))
+        rows = local_rows(self._plan.layout, size)
+        for batch in evaluation_batches(source, batch_size=size, rows=rows):
             yield to_devices(self._plan.layout, batch)
