@@ -101,6 +101,9 @@ def by_numpy(params, count):
 def test_a_ragged_split_on_eight_devices_has_the_values_of_numpy(mesh, count, batch_size):
     made = evaluator(mesh, batch_size)
     made.dataset.count = count
+    size, most = made.evaluate.batch_size(count), -(-batch_size // 8) * 8
+    assert size <= most
+    assert -(-count // size) <= -(-count // batch_size)
     values, expected = made.evaluate("validation", made.state), by_numpy(made.params, count)
     assert values.keys() == expected.keys()
     for name, value in values.items():

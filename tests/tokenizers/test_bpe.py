@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from assay.data.spec import Encoder
 from assay.errors import DataError
 from assay.kinds import Tokenizer
-from assay_plugins.tokenizers import library
+from assay_plugins.tokenizers import encoder as encoder_module
 from assay_plugins.tokenizers.bpe import BPE
-from assay_plugins.tokenizers.library import LibraryEncoder
+from assay_plugins.tokenizers.encoder import LibraryEncoder
 
 TEXT = (
     "the quick brown fox jumps over the lazy dog, and the dog's friend doesn't mind.\n\n\tdef jump(self):\n        return 12345  \n"
@@ -41,8 +41,8 @@ def test_text_comes_back(text: str) -> None:
 def test_cutting_long_texts_changes_nothing(text: str, size: int) -> None:
     whole = ENCODER.tokenizer.encode(text, add_special_tokens=False).ids
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(library, "CHUNK_CHARACTERS", size)
-        patch.setattr(library, "GROUP", 2)
+        patch.setattr(encoder_module, "CHUNK_CHARACTERS", size)
+        patch.setattr(encoder_module, "GROUP", 2)
         assert ENCODER.encode(text).tolist() == whole
         if size == 0 and "a the" in text:
             assert len(ENCODER._parts(text)) > 1

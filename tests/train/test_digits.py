@@ -5,9 +5,15 @@ from pathlib import Path
 import pytest
 
 from assay import config
+from assay.plan.plan import make_plan
 from assay.train.launch import start
 
 EXPERIMENT = Path(__file__).parents[2] / "experiments" / "digits_resnet.gin"
+
+
+def test_on_cpu_a_model_with_convolutions_gets_one_step_a_dispatch():
+    assert make_plan(config.load(EXPERIMENT).experiment).steps_per_dispatch == 1
+    assert make_plan(config.load(EXPERIMENT.with_name("digits_vit.gin")).experiment).steps_per_dispatch > 1
 
 
 @pytest.mark.slow

@@ -19,9 +19,8 @@ FORMAT = 1
 _policy = ocp.checkpoint_managers
 T = TypeVar("T")
 
-logging.getLogger("absl").setLevel(
-    logging.CRITICAL
-)  # Orbax narrates every save, and logs in full each error that it raises as well
+# Orbax narrates every save, and logs in full each error that it raises as well.
+logging.getLogger("absl").setLevel(logging.CRITICAL)
 
 
 class Checkpoints:

@@ -45,13 +45,13 @@ class Node:
     def walk(self) -> Iterator["Node"]:
         """This node and those below it, each name once, in order of first reference."""
         seen: set[str] = set()
-        todo = [self]
-        while todo:
-            node = todo.pop(0)
+        pending = [self]
+        while pending:
+            node = pending.pop(0)
             if node.name not in seen:
                 seen.add(node.name)
                 yield node
-                todo = [*node.children, *todo]
+                pending = [*node.children, *pending]
 
 
 def resolve(scan: Scan, plugins: Mapping[str, Callable[..., Any]]) -> Node:
@@ -72,12 +72,12 @@ def statements_used(parts: Iterable[Node], scan: Scan) -> list[Binding]:
     """The statements that give these nodes and those below them their values, with the macros in them, in the scan's order."""
     nodes = [node for part in parts for node in part.walk()]
     used = {a.binding.key: a.binding for node in nodes for a in node.arguments.values() if a.binding}
-    todo = list(used.values())
-    while todo:
-        named = [v.name for v in leaves(todo.pop().value) if isinstance(v, Macro)]
+    pending = list(used.values())
+    while pending:
+        named = [v.name for v in leaves(pending.pop().value) if isinstance(v, Macro)]
         macros = [scan.macros[name] for name in named if name in scan.macros and name not in used]
         used |= {macro.key: macro for macro in macros}
-        todo += macros
+        pending += macros
     return [binding for binding in scan.bindings.values() if binding.key in used]
 
 

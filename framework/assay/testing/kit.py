@@ -1,7 +1,7 @@
 """What all conformance kits share: a kit is a class, a check a method of it, and a plugin is right when every check passes.
 
-Three doors lead to the same checks: a test class (`class TestMine(ModelKit)` in a test file; pytest needs nothing else), the command
-line (`assay plugin check model.mine`), and `run` below.
+Two doors lead to the same checks: a test class (`class TestMine(ModelKit)` in a test file; pytest needs nothing else), and `run` below,
+which needs no pytest.
 """
 
 import dataclasses
@@ -35,7 +35,7 @@ class Kit:
     """The checks of one kind. A subclass says how to make the plugin; everything else has a default.
 
     expected_failures: check -> the reason why this plugin fails it. A check that is declared to fail and passes is a failure.
-    A plugin may carry the same as a class attribute, which `assay plugin check` reads as well.
+    A plugin may carry the same as a class attribute; the two are taken together.
     """
 
     kind: ClassVar[str]

@@ -8,7 +8,7 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from assay.data.progress import Progress
-from assay_plugins.tokenizers.library import LibraryEncoder
+from assay_plugins.tokenizers.encoder import LibraryEncoder
 
 BYTES = 256
 FILE = "tokenizer.json"

@@ -8,7 +8,7 @@ import tokenizers
 
 from assay.data import cache
 from assay.errors import DataError, did_you_mean
-from assay_plugins.tokenizers.library import LibraryEncoder
+from assay_plugins.tokenizers.encoder import LibraryEncoder
 
 FILE = "tokenizer.json"
 
