@@ -35,6 +35,18 @@ class Model(Protocol):
         """A module whose call is `module(batch, *, train: bool, rngs: nnx.Rngs | None) -> Array`.
 
         Parameters are `nnx.Param`s with metadata `axes`: a tuple with the logical name (see assay.parallel.axes) or None of each dimension.
+        Those that are not trained are `assay.network.Frozen`. A model may also have `initial_values` (see InitialValues).
+        """
+
+
+@runtime_checkable
+class InitialValues(Protocol):
+    """A model that takes parameters from elsewhere, such as a file."""
+
+    def initial_values(self, spec: DataSpec) -> Mapping[str, np.ndarray]:
+        """Path of a parameter ("blocks/0/norm/scale") -> float32 array, memory-mapped or not, in place of what `build` drew.
+
+        Called when training begins, and again when a run with Frozen parameters is resumed or restored.
         """
 
 
@@ -83,7 +95,7 @@ class Tokenizer(Protocol):
 
 @runtime_checkable
 class Objective(Protocol):
-    """What is optimised. May also have `sample` (see assay.evaluate.sample.Sampler)."""
+    """What is optimised. May also have `sample` or `sample_images` (see assay.evaluate.sample)."""
 
     def __call__(self, module: "nnx.Module", batch: "Batch", *, train: bool, rngs: "nnx.Rngs | None") -> "Outcome":
         """Unreduced losses and what metrics need, for one batch. Traced under jit."""

@@ -16,6 +16,7 @@ VERBS = {
     "show": "show a plugin: its parameters, types, defaults and where it comes from",
     "check": "check experiment files, all mistakes at once",
     "config": "show the whole configuration of an experiment, and where each value comes from",
+    "plugin": "check a plugin against what its kind must do",
     "diff": "compare two experiment files or two runs, value by value",
     "plan": "show shapes, shardings, memory and cost of an experiment without running it",
     "run": "train an experiment",

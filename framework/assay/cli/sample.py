@@ -1,4 +1,4 @@
-"""`assay sample`: continue a prompt with a run's checkpoint."""
+"""`assay sample`: continue a prompt, or draw images, with a run's checkpoint."""
 
 import argparse
 
@@ -25,17 +25,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print each prompt with its continuation."""
+    """Print each prompt with its continuation, or write images into the run directory and print their paths."""
     found = open_run(args.run, args.root)
     devices.configure()
-    from assay.evaluate.sample import Sampler
+    from assay.evaluate.sample import ImageSampler, Sampler
+    from assay.track.entries import Image
+    from assay.track.media import write_media
     from assay.train.launch import restored
 
-    plan, state, _ = restored(found, args.step)
+    plan, state, step = restored(found, args.step)
     sampler = plan.experiment.objective
+    module = plan.module(state)
+    if isinstance(sampler, ImageSampler):
+        for name, image in sampler.sample_images(module, plan.spec, seed=args.seed).items():
+            print(write_media(found.path / "samples", Image(step, f"{name}-seed{args.seed}", image)))
+        return 0
     if not isinstance(sampler, Sampler):
         raise ConfigError(f"run {found.id}: its objective, {type(sampler).__name__}, cannot sample")
-    module = plan.network.merge(state.evaluated, state.stats, plan.experiment.compute_dtype)
     prompts = args.prompt or [""]
     how = {"length": args.length, "temperature": args.temperature, "top_k": args.top_k, "seed": args.seed}
     for prompt, text in zip(prompts, sampler.sample(module, plan.spec, prompts, **how), strict=True):

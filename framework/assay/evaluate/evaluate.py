@@ -13,16 +13,18 @@ from assay.outcome import Batch
 from assay.parallel.constrain import layout as active_layout
 from assay.parallel.layout import Layout
 
+Variables = tuple[Tree, Tree, Tree]
 Sums = dict[str, dict[str, Any]]
-EvaluationStep = Callable[[Tree, Tree, Batch], Sums]
+EvaluationStep = Callable[[Variables, Batch], Sums]
 
 
 def make_evaluation_step(experiment: Experiment, network: Network, layout: Layout) -> EvaluationStep:
-    """(params, stats, batch) -> the state of the loss and of every metric for that batch. Pure; jit it."""
+    """((params, frozen, stats), batch) -> the state of the loss and of every metric for that batch. Pure; jit it."""
 
-    def step(params: Tree, stats: Tree, batch: Batch) -> Sums:
+    def step(variables: Variables, batch: Batch) -> Sums:
+        params, frozen, stats = variables
         with active_layout(layout.sharding):
-            module = network.merge(params, stats, experiment.compute_dtype)
+            module = network.merge(params, stats, experiment.compute_dtype, frozen)
             outcome = experiment.objective(module, batch, train=False, rngs=None).masked(batch["mask"])
         total, weight = outcome.total()
         sums: Sums = {str(i): m.update(outcome, network.spec) for i, m in enumerate(experiment.metrics)}
@@ -32,13 +34,13 @@ def make_evaluation_step(experiment: Experiment, network: Network, layout: Layou
 
 
 def evaluate(
-    experiment: Experiment, step: EvaluationStep, params: Tree, stats: Tree, batches: Iterator[Batch]
+    experiment: Experiment, step: EvaluationStep, variables: Variables, batches: Iterator[Batch]
 ) -> Mapping[str, float]:
     """The loss and every metric over `batches` (the whole split, padded rows masked). `step` is jitted."""
     merged: Sums | None = None
     waiting: Sums | None = None
     for batch in batches:
-        started = step(params, stats, batch)  # the device works on it while the host adds up the one before
+        started = step(variables, batch)  # the device works on it while the host adds up the one before
         merged = _merged(experiment.metrics, merged, waiting)
         waiting = started
     merged = _merged(experiment.metrics, merged, waiting)

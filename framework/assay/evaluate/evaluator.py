@@ -27,7 +27,7 @@ class Evaluator:
 
     def __call__(self, split: str, state: TrainState) -> dict[str, float]:
         """`<split>/<name>` -> value, over the whole split, with the moving average of the parameters where there is one."""
-        values = evaluate(self._plan.experiment, self._jitted, state.evaluated, state.stats, self._batches(split))
+        values = evaluate(self._plan.experiment, self._jitted, state.variables, self._batches(split))
         return {f"{split}/{name}": value for name, value in values.items()}
 
     def batch_size(self, examples: int) -> int:
@@ -44,7 +44,7 @@ class Evaluator:
         """The names that evaluation will give, found from shapes alone."""
         plan = self._plan
         batch = batch_shapes(plan.spec, plan.layout.batch_shards)
-        abstract = jax.eval_shape(self._step, plan.network.params, plan.network.stats, batch)
+        abstract = jax.eval_shape(self._step, (plan.network.params, plan.network.frozen, plan.network.stats), batch)
         zeros = jax.tree.map(lambda x: np.zeros(x.shape, np.float64), abstract)
         return [
             f"{split}/{name}" for split in plan.experiment.evaluate_splits for name in values_of(plan.experiment, zeros)

@@ -1,7 +1,9 @@
-"""Sampling as an optional capability of an objective."""
+"""Sampling as an optional capability of an objective: text that goes on from a prompt, or images."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
+
+import numpy as np
 
 from assay.data.spec import DataSpec
 
@@ -29,3 +31,11 @@ class Sampler(Protocol):
         length: most tokens to add. temperature: divides the logits; 0 takes the likeliest token every time. top_k: draw from this
         many likeliest tokens only; None for all. Raises ConfigError for values out of range or a dataset that is no text.
         """
+
+
+@runtime_checkable
+class ImageSampler(Protocol):
+    """An objective that can draw images."""
+
+    def sample_images(self, module: "nnx.Module", spec: DataSpec, *, seed: int) -> Mapping[str, np.ndarray]:
+        """Name -> image, uint8 (height, width, 1 or 3); a pure function of its arguments."""

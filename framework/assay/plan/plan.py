@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from flax import nnx
 
 from assay.data.spec import DataSpec
 from assay.errors import LayoutError
@@ -58,13 +59,19 @@ class Plan:
         return self.experiment.peak_flops or PEAK_FLOPS.get(self.layout.mesh.devices.flat[0].device_kind)
 
     def bytes_per_device(self) -> dict[str, int]:
-        """Bytes that each device holds of the parameters, the optimizer's state, and all of the training state."""
+        """Bytes that each device holds of the parameters, the frozen ones, the optimizer's state, and all of the training state."""
         parts: dict[str, tuple[Any, Any]] = {
             "parameters": (self.abstract.params, self.shardings.params),
+            "frozen": (self.abstract.frozen, self.shardings.frozen),
             "optimizer": (self.abstract.optimizer, self.shardings.optimizer),
             "state": (self.abstract, self.shardings),
         }
         return {name: bytes_per_device(*part) for name, part in parts.items()}
+
+    def module(self, state: TrainState) -> nnx.Module:
+        """The live module with the parameters that evaluation uses."""
+        params, frozen, stats = state.variables
+        return self.network.merge(params, stats, self.experiment.compute_dtype, frozen)
 
     def step(self) -> Step:
         """The pure update function."""
@@ -97,7 +104,7 @@ def make_plan(experiment: Experiment, where: Where = nowhere, devices: Sequence[
     optimizer = optimizer_of(experiment, network)
     abstract = abstract_state(experiment, network, optimizer)
     batch = batch_shapes(spec, experiment.batch_size)
-    cost = forward_cost(_forward(experiment, network), network.params, network.stats, batch)
+    cost = forward_cost(_forward(experiment, network), network.params, network.frozen, network.stats, batch)
     return Plan(
         experiment=experiment,
         spec=spec,
@@ -142,8 +149,8 @@ def _check_batch(experiment: Experiment, layout: Layout, where: Where) -> None:
 def _forward(experiment: Experiment, network: Network) -> Any:
     """The loss of one batch without derivatives, for counting."""
 
-    def forward(params: Any, stats: Any, batch: Any) -> Any:
-        module = network.merge(params, stats, experiment.compute_dtype)
+    def forward(params: Any, frozen: Any, stats: Any, batch: Any) -> Any:
+        module = network.merge(params, stats, experiment.compute_dtype, frozen)
         return experiment.objective(module, batch, train=False, rngs=None).total()
 
     return forward

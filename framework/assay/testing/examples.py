@@ -4,7 +4,9 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from assay.data.blocks import read
 from assay.data.spec import ArraySpec, DataSpec
+from assay.kinds import Dataset
 
 VOCAB, LENGTH, CLASSES = 48, 16, 8
 
@@ -34,3 +36,9 @@ def batch_of(spec: DataSpec, size: int, seed: int = 0) -> dict[str, np.ndarray]:
             top = 2 if dtype.kind == "b" else spec.vocab_size or spec.num_classes or 2
             arrays[name] = generator.integers(0, top, shape).astype(dtype)
     return arrays | {"mask": np.ones(size, np.bool_)}
+
+
+def rows_of(dataset: Dataset, size: int) -> dict[str, np.ndarray]:
+    """The first `size` training examples, from the start again where there are fewer, with `mask`."""
+    source = dataset.source("train")
+    return dict(read(source, np.arange(size) % len(source))) | {"mask": np.ones(size, np.bool_)}

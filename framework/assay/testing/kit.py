@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar, Literal, NoReturn, TypeVar
 
 from assay.errors import AssayError, did_you_mean
+from assay.experiment import Experiment
 
 Status = Literal["passed", "failed", "expected", "skipped"]
 K = TypeVar("K", bound="Kit")
@@ -35,11 +36,13 @@ class Kit:
     """The checks of one kind. A subclass says how to make the plugin; everything else has a default.
 
     expected_failures: check -> the reason why this plugin fails it. A check that is declared to fail and passes is a failure.
-    A plugin may carry the same as a class attribute; the two are taken together.
+    A plugin may carry the same as a class attribute, which `assay plugin check` reads as well; the two are taken together.
+    experiment: one that uses the plugin, whose other parts the checks then use in place of their own examples.
     """
 
     kind: ClassVar[str]
     expected_failures: ClassVar[Mapping[str, str]] = {}
+    experiment: Experiment | None = None
 
     def plugin(self) -> Any:
         """A new instance of the plugin to check, the same each time."""

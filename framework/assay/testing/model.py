@@ -23,7 +23,7 @@ from assay.network import Network, Tree, make_network
 from assay.parallel.axes import PARAMETER_AXES
 from assay.parallel.constrain import layout as active_layout
 from assay.parallel.layout import Layout, make_layout, parameter_shardings
-from assay.testing.examples import SPECS, batch_of
+from assay.testing.examples import SPECS, batch_of, rows_of
 from assay.testing.kit import Kit, check, skip
 
 BATCH = 8
@@ -48,6 +48,8 @@ class ModelKit(Kit):
 
     def spec(self) -> DataSpec:
         """The data that the model reads."""
+        if self.experiment is not None:
+            return self.experiment.dataset.spec()
         refusals = []
         for name, spec in SPECS.items():
             try:
@@ -62,7 +64,7 @@ class ModelKit(Kit):
 
     def batch(self, size: int) -> Mapping[str, np.ndarray]:
         """`size` rows of data, with `mask`."""
-        return batch_of(self.spec(), size)
+        return batch_of(self.spec(), size) if self.experiment is None else rows_of(self.experiment.dataset, size)
 
     @check
     def test_it_is_described_without_memory(self) -> None:
@@ -134,7 +136,7 @@ class ModelKit(Kit):
     def test_gradients_are_finite_and_reach_every_parameter(self) -> None:
         """In training every gradient is finite, and no parameter has a gradient of zeros."""
         network, state = self._state()
-        gradients = jax.jit(jax.grad(functools.partial(self._loss, network)))(state, self.batch(BATCH))[0]
+        gradients = jax.jit(jax.grad(functools.partial(self._loss, network)))(*state, self.batch(BATCH))
         flat, _ = jax.tree_util.tree_flatten_with_path(gradients)
         label = functools.partial(jax.tree_util.keystr, simple=True, separator="/")
         wrong = [label(path) for path, g in flat if not np.isfinite(g).all()]
@@ -164,7 +166,7 @@ class ModelKit(Kit):
         batch, found = self.batch(BATCH), {}
         for choice in typing.get_args(declared.annotation):
             network, state = self._state(dataclasses.replace(plugin, remat=choice))  # type: ignore[type-var]
-            found[choice] = jax.jit(jax.grad(functools.partial(self._loss, network)))(state, batch)[0]
+            found[choice] = jax.jit(jax.grad(functools.partial(self._loss, network)))(*state, batch)
         first, *others = found
         for other in others:
             jax.tree.map(
@@ -183,7 +185,8 @@ class ModelKit(Kit):
         expected = jax.jit(functools.partial(self._call, network))(state, batch)
         for layout in _layouts(network):
             shardings = parameter_shardings(layout, network.params, network.axes)
-            placed = jax.device_put(state[0], shardings), jax.device_put(state[1], layout.replicated)
+            frozen = parameter_shardings(layout, network.frozen, network.frozen_axes)
+            placed = jax.device_put(state, (shardings, frozen, layout.replicated))
             rows = {k: jax.device_put(v, layout.batch(v.ndim)) for k, v in batch.items()}
 
             def call(state: Any, rows: Any, layout: Layout = layout) -> Any:
@@ -197,7 +200,7 @@ class ModelKit(Kit):
     def test_a_checkpoint_restores_every_bit(self) -> None:
         """Parameters and other variables come back from a checkpoint as they went in."""
         _, state = self._state()
-        tree = dict(zip(("params", "stats"), state, strict=True))
+        tree = dict(zip(("params", "frozen", "stats"), state, strict=True))
         with tempfile.TemporaryDirectory() as folder:
             checkpoints = Checkpoints(Path(folder))
             checkpoints.save(1, tree, {}, {})
@@ -219,25 +222,32 @@ class ModelKit(Kit):
     def _network(self) -> Network:
         return make_network(self.plugin(), self.spec())
 
-    def _state(self, plugin: Model | None = None) -> tuple[Network, tuple[Tree, Tree]]:
-        """The network, and (params, stats) with noise on every parameter."""
+    def _state(self, plugin: Model | None = None) -> tuple[Network, tuple[Tree, Tree, Tree]]:
+        """The network, and (params, frozen, stats) with noise on every parameter."""
         network = make_network(self.plugin() if plugin is None else plugin, self.spec())
         params, stats = jax.jit(network.init)(jax.random.key(0))
-        leaves, structure = jax.tree.flatten(params)
+        leaves, structure = jax.tree.flatten((params, jax.jit(network.init_frozen)(jax.random.key(0))))
         keys = jax.random.split(jax.random.key(1), len(leaves))
         noisy = [x + SPREAD * _scale(x) * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)]
-        return network, (jax.tree.unflatten(structure, noisy), stats)
+        return network, (*jax.tree.unflatten(structure, noisy), stats)
 
     def _call(
-        self, network: Network, state: tuple[Tree, Tree], batch: Any, *, train: bool = False, dtype: str = "float32"
+        self,
+        network: Network,
+        state: tuple[Tree, Tree, Tree],
+        batch: Any,
+        *,
+        train: bool = False,
+        dtype: str = "float32",
     ) -> jax.Array:
-        module: Any = network.merge(*state, dtype)
+        params, frozen, stats = state
+        module: Any = network.merge(params, stats, dtype, frozen)
         rngs = nnx.Rngs(jax.random.key(2)) if train else None
         return module({k: jnp.asarray(v) for k, v in batch.items()}, train=train, rngs=rngs)
 
-    def _loss(self, network: Network, state: tuple[Tree, Tree], batch: Any) -> jax.Array:
+    def _loss(self, network: Network, params: Tree, frozen: Tree, stats: Tree, batch: Any) -> jax.Array:
         """A sum of the outputs with random weights, in training."""
-        output = self._call(network, state, batch, train=True).astype(jnp.float32)
+        output = self._call(network, (params, frozen, stats), batch, train=True).astype(jnp.float32)
         return jnp.mean(output * jax.random.normal(jax.random.key(3), output.shape))
 
     def _close(self, one: Any, two: Any, what: str) -> None:

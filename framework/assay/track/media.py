@@ -20,8 +20,8 @@ from assay.track.entries import Figure, Image, Text
 _FILE = re.compile(r"(\d+)-(.+?)\.(txt|png|plotly\.json)")
 
 
-def write_media(directory: Path, entry: Text | Image | Figure) -> None:
-    """Write the entry's file, replacing one of the same step and name. Raises OSError when the disk does not take it."""
+def write_media(directory: Path, entry: Text | Image | Figure) -> Path:
+    """Write the entry's file, replacing one of the same step and name, and return it. Raises OSError when the disk does not take it."""
     directory.mkdir(exist_ok=True)
     match entry:
         case Text():
@@ -31,7 +31,9 @@ def write_media(directory: Path, entry: Text | Image | Figure) -> None:
         case Figure():
             suffix, data = "plotly.json", entry.value.to_json().encode()
     name = urllib.parse.quote(entry.name, safe=" ")
-    write_bytes_atomically(directory / f"{entry.step:08d}-{name}.{suffix}", data)
+    path = directory / f"{entry.step:08d}-{name}.{suffix}"
+    write_bytes_atomically(path, data)
+    return path
 
 
 def read_media(directory: Path) -> Iterator[Text | Image | Figure]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Protocol
 import jax
 
 from assay.errors import ConfigError
-from assay.evaluate.sample import Sampler
+from assay.evaluate.sample import ImageSampler, Sampler
 from assay.plan.plan import Plan
 
 if TYPE_CHECKING:
@@ -52,17 +52,19 @@ class Sample:
         return _multiple(step, self._every)
 
     def act(self, trainer: "Trainer", step: int) -> None:
-        """Sample from each prompt and log the texts."""
-        plan, state = trainer.plan, trainer.state
-        sampler = plan.experiment.objective
+        """Draw images, or continue each prompt, and log them."""
+        plan, tracking = trainer.plan, trainer.tracking
+        sampler, module, seed = plan.experiment.objective, plan.module(trainer.state), plan.experiment.seed
+        if isinstance(sampler, ImageSampler):
+            for name, image in sampler.sample_images(module, plan.spec, seed=seed).items():
+                tracking.image(step, name, image)
+            return
         assert isinstance(sampler, Sampler), "checked when the experiment was prepared"
-        module = plan.network.merge(state.evaluated, state.stats, plan.experiment.compute_dtype)
-        seed = plan.experiment.seed
         texts = sampler.sample(
             module, plan.spec, self._prompts, length=SAMPLE_LENGTH, temperature=0.8, top_k=None, seed=seed
         )
         for i, (prompt, text) in enumerate(zip(self._prompts, texts, strict=True)):
-            trainer.tracking.text(step, f"sample_{i}", prompt + text)
+            tracking.text(step, f"sample_{i}", prompt + text)
 
 
 class Checkpoint:
@@ -109,7 +111,7 @@ def callbacks_of(plan: Plan, directory: Path) -> list[Callback]:
     e = plan.experiment
     callbacks: list[Callback] = [Evaluate(e.evaluate_every, e.steps)]
     if e.sample_every:
-        if not isinstance(e.objective, Sampler):
+        if not isinstance(e.objective, Sampler | ImageSampler):
             raise ConfigError(
                 f"experiment.sample_every = {e.sample_every}: objective {type(e.objective).__name__} cannot sample; set it to 0"
             )

@@ -13,10 +13,11 @@ from assay.checkpoint.checkpoints import Checkpoints
 from assay.config import Loaded, load_text
 from assay.errors import RunError
 from assay.kinds import Tracker
-from assay.plan.plan import Plan, make_plan, with_shardings
+from assay.plan.plan import Plan, make_plan
 from assay.plan.report import summary
 from assay.runs.directory import RunDirectory
 from assay.track import Fanout, installed_trackers, rewind
+from assay.train import begin
 from assay.train.interrupt import stop_on_signals
 from assay.train.loop import Trainer
 from assay.train.progress import Progress
@@ -86,7 +87,7 @@ def restored(run: RunDirectory, step: int | None = None) -> tuple[Plan, TrainSta
         raise RunError(f"run {run.id} has no checkpoint yet")
     checkpoints = Checkpoints(run.checkpoints, read_only=True)
     step = checkpoints.step(step)
-    state = checkpoints.restore(step, with_shardings(plan.abstract, plan.shardings))
+    state = begin.restored(plan, checkpoints, step)
     checkpoints.close()
     return plan, state, step
 

@@ -1,6 +1,7 @@
 """The training loop: data -> step -> metrics -> callbacks, until the last step or a request to stop."""
 
 import collections
+import dataclasses
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,14 +13,15 @@ from assay.checkpoint.checkpoints import Checkpoints
 from assay.data.pipeline import train_batches
 from assay.evaluate.evaluator import Evaluator
 from assay.plan.flops import model_flops_utilization
-from assay.plan.plan import Plan, jitted, with_shardings
+from assay.plan.plan import Plan, jitted
 from assay.runs.directory import RunDirectory
 from assay.track.fanout import Fanout
+from assay.train import begin
 from assay.train.callbacks import Callback, callbacks_of
 from assay.train.feed import local_rows, stack, to_devices
 from assay.train.interrupt import StopRequest
 from assay.train.progress import Progress
-from assay.train.state import TrainState, initial_state
+from assay.train.state import TrainState
 
 IN_FLIGHT = 2  # dispatches handed to the device before the host waits for the oldest
 
@@ -59,11 +61,11 @@ class Trainer:
     def begin(self, resume_from: int | None = None) -> int:
         """Draw the state from the seed, or restore it from a checkpoint, whatever mesh wrote that. Returns the steps done."""
         if resume_from is None:
-            e, network, optimizer = self.plan.experiment, self.plan.network, self.plan.optimizer
-            draw = jax.jit(lambda: initial_state(e, network, optimizer), out_shardings=self.plan.shardings)
-            self.state = draw()
+            self.state = begin.drawn(self.plan)
+            self._lineage["frozen"] = begin.digests(self.state.frozen)
             return 0
-        self.state = self.checkpoints.restore(resume_from, with_shardings(self.plan.abstract, self.plan.shardings))
+        self.state = begin.restored(self.plan, self.checkpoints, resume_from)
+        self._lineage["frozen"] = self.checkpoints.extra(resume_from)["frozen"]
         self.batches.restore(self.checkpoints.extra(resume_from)["iterator"])
         self._saved = resume_from
         return resume_from
@@ -116,7 +118,7 @@ class Trainer:
         metrics = self.evaluate(step) if self.plan.experiment.keep_best else {}
         extra = {"step": step, "iterator": self.batches.state(), **self._lineage}
         self.tracking.flush()  # the log on disk never ends before the checkpoint it belongs to
-        self.checkpoints.save(step, self.state, extra, metrics)
+        self.checkpoints.save(step, dataclasses.replace(self.state, frozen={}), extra, metrics)
         self._saved = step
 
     def close(self) -> None:

@@ -18,12 +18,14 @@ from assay.parallel.layout import Layout, parameter_shardings, state_shardings
 class TrainState:
     """Everything that training goes on from.
 
-    step: updates done, int32. params: fp32. stats: the model's other variables. optimizer: optax state.
+    step: updates done, int32. params: fp32. frozen: the model's Frozen variables, which checkpoints leave out. stats: its other
+    variables. optimizer: optax state.
     ema: moving average of params, or None. key: raw data of the run's random key, uint32; never advanced, steps fold into it.
     """
 
     step: Int[Array, ""]
     params: Tree
+    frozen: Tree
     stats: Tree
     optimizer: Any
     ema: Tree | None
@@ -34,18 +36,35 @@ class TrainState:
         """The parameters that evaluation uses: the moving average where there is one."""
         return self.params if self.ema is None else self.ema
 
+    @property
+    def variables(self) -> tuple[Tree, Tree, Tree]:
+        """(params, frozen, stats) that evaluation uses."""
+        return self.evaluated, self.frozen, self.stats
 
-def initial_state(experiment: Experiment, network: Network, optimizer: optax.GradientTransformation) -> TrainState:
-    """The state before the first step, a pure function of the seed. Traceable."""
-    key = jax.random.key(experiment.seed)
-    params, stats = network.init(jax.random.fold_in(key, 0))
+
+def initial_variables(experiment: Experiment, network: Network) -> tuple[Tree, Tree, Tree]:
+    """(params, frozen, stats), drawn from the seed. Traceable."""
+    key = jax.random.fold_in(jax.random.key(experiment.seed), 0)
+    params, stats = network.init(key)
+    return params, network.init_frozen(key), stats
+
+
+def initial_state(
+    experiment: Experiment,
+    network: Network,
+    optimizer: optax.GradientTransformation,
+    variables: tuple[Tree, Tree, Tree] | None = None,
+) -> TrainState:
+    """The state before the first step, a pure function of the seed, or of `variables` (params, frozen, stats). Traceable."""
+    params, frozen, stats = initial_variables(experiment, network) if variables is None else variables
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
+        frozen=frozen,
         stats=stats,
         optimizer=optimizer.init(params),
         ema=None if experiment.ema_decay is None else jax.tree.map(jnp.copy, params),
-        key=jax.random.key_data(jax.random.fold_in(key, 1)),
+        key=jax.random.key_data(jax.random.fold_in(jax.random.key(experiment.seed), 1)),
     )
 
 
@@ -61,6 +80,7 @@ def shardings_of(layout: Layout, network: Network, abstract: TrainState) -> Trai
     return TrainState(
         step=replicated,
         params=params,
+        frozen=parameter_shardings(layout, network.frozen, network.frozen_axes),
         stats=jax.tree.map(lambda _: replicated, abstract.stats),
         optimizer=state_shardings(layout, abstract.optimizer, network.params, params),
         ema=None if abstract.ema is None else params,

@@ -66,7 +66,7 @@ def _gradients(
     key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
 
     def total(params: Tree, stats: Tree, micro: Batch, index: Array) -> tuple[Array, tuple[Any, ...]]:
-        module = network.merge(params, stats, experiment.compute_dtype)
+        module = network.merge(params, stats, experiment.compute_dtype, state.frozen)
         rngs = nnx.Rngs(jax.random.fold_in(key, index))
         outcome = experiment.objective(module, micro, train=True, rngs=rngs).masked(micro["mask"])
         loss, weight = outcome.total()
