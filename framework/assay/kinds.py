@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 import numpy as np
 
 from assay.data.spec import DataSpec, Encoder
+from assay.imported import Imported
 
 if TYPE_CHECKING:  # listing plugins must not import jax
     import optax
@@ -181,6 +182,14 @@ class Tracker(Protocol):
         """End the run: "completed", "interrupted" or "failed"."""
 
 
+@runtime_checkable
+class Importer(Protocol):
+    """Reads a model that another library trained, in that library's files."""
+
+    def read(self, path: Path) -> Imported:
+        """The model at `path`. Raises DataError for files that are missing or damaged, ConfigError for what Assay cannot represent."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Kind:
     """One kind of plugin."""
@@ -205,4 +214,5 @@ KINDS: Sequence[Kind] = (
     Kind("schedule", Schedule, "learning rate by step"),
     Kind("parallelism", Parallelism, "logical axes to a device mesh"),
     Kind("tracker", Tracker, "where logged values go"),
+    Kind("importer", Importer, "other libraries' models to Assay's"),
 )

@@ -2,6 +2,7 @@
 
 import argparse
 import importlib
+import keyword
 import os
 import sys
 from collections.abc import Sequence
@@ -16,13 +17,14 @@ VERBS = {
     "show": "show a plugin: its parameters, types, defaults and where it comes from",
     "check": "check experiment files, all mistakes at once",
     "config": "show the whole configuration of an experiment, and where each value comes from",
-    "plugin": "check a plugin against what its kind must do",
+    "plugin": "begin a plugin, and check it against what its kind must do",
     "diff": "compare two experiment files or two runs, value by value",
     "plan": "show shapes, shardings, memory and cost of an experiment without running it",
     "run": "train an experiment",
     "resume": "go on with a run from its last checkpoint",
     "evaluate": "evaluate a run's checkpoint",
     "sample": "sample from a run's checkpoint",
+    "import": "read a model that another library trained, for fine-tuning",
     "runs": "list the runs there are",
     "ui": "start Aim's web page on the runs there are",
 }
@@ -96,7 +98,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _load(verb: str) -> ModuleType:
-    return importlib.import_module(f"assay.cli.{verb}")
+    return importlib.import_module(f"assay.cli.{verb}_" if keyword.iskeyword(verb) else f"assay.cli.{verb}")
 
 
 def _verb_parser(name: str, verb: ModuleType) -> argparse.ArgumentParser:

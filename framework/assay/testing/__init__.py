@@ -9,12 +9,13 @@ from assay import registry
 from assay.errors import PluginError
 from assay.experiment import Experiment
 from assay.registry import REQUIRED
+from assay.testing.importer import ImporterKit
 from assay.testing.kit import ExpectedFailure, Kit, Result, check, run, skip
 from assay.testing.model import ModelKit
 
-__all__ = ["KITS", "ExpectedFailure", "Kit", "ModelKit", "Result", "check", "kit_of", "run", "skip"]
+__all__ = ["KITS", "ExpectedFailure", "ImporterKit", "Kit", "ModelKit", "Result", "check", "kit_of", "run", "skip"]
 
-KITS: dict[str, type[Kit]] = {kit.kind: kit for kit in (ModelKit,)}
+KITS: dict[str, type[Kit]] = {kit.kind: kit for kit in (ModelKit, ImporterKit)}
 """Kind -> its kit."""
 
 

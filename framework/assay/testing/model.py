@@ -54,7 +54,7 @@ class ModelKit(Kit):
         for name, spec in SPECS.items():
             try:
                 make_network(self.plugin(), spec)
-            except (AssayError, ValueError) as error:
+            except (AssayError, ValueError, LookupError, TypeError) as error:
                 refusals.append(f"{name}: {error}")
             else:
                 return spec

@@ -1,4 +1,4 @@
-"""The multilayer perceptron, on images taken as flat vectors."""
+"""The multilayer perceptron, on feature vectors, or on images taken as such."""
 
 import dataclasses
 import math
@@ -13,12 +13,12 @@ from assay.data.spec import DataSpec
 from assay.outcome import Batch
 from assay_plugins.models.checks import at_least, fraction
 from assay_plugins.models.layers import Linear, dropout, dropout_key, gelu, normal
-from assay_plugins.models.specs import images_of
+from assay_plugins.models.specs import vectors_of
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MLP:
-    """Linear maps with an activation between them (Rumelhart et al. 1986). Reads `image`.
+    """Linear maps with an activation between them (Rumelhart et al. 1986). Reads `features`, or `image`.
 
     hidden: widths of the hidden layers, from the input on. dropout: rate after each activation, in training.
     """
@@ -34,9 +34,9 @@ class MLP:
         fraction("dropout", self.dropout)
 
     def build(self, spec: DataSpec, rngs: nnx.Rngs) -> "Perceptron":
-        """The network for labelled images. Raises ConfigError for other data."""
-        shape, classes = images_of(spec, "mlp")
-        return Perceptron(self, math.prod(shape), classes, rngs)
+        """The network for labelled vectors or images. Raises ConfigError for other data."""
+        name, shape, classes = vectors_of(spec, "mlp")
+        return Perceptron(self, name, math.prod(shape), classes, rngs)
 
 
 class Perceptron(nnx.Module):
@@ -45,8 +45,8 @@ class Perceptron(nnx.Module):
     Kernels are drawn from N(0, 2 / inputs) (He et al. 2015, arXiv:1502.01852, eq. 10), the head's from N(0, 1 / inputs).
     """
 
-    def __init__(self, options: MLP, inputs: int, classes: int, rngs: nnx.Rngs) -> None:
-        self.options = options
+    def __init__(self, options: MLP, element: str, inputs: int, classes: int, rngs: nnx.Rngs) -> None:
+        self.options, self.element = options, element
         widths = [inputs, *options.hidden]
         # By turns, as Megatron does: a layer divided by columns, the next by rows.
         axes = ["features" if i % 2 == 0 else "mlp" for i in range(len(widths))]
@@ -67,8 +67,8 @@ class Perceptron(nnx.Module):
     def __call__(
         self, batch: Batch, *, train: bool = False, rngs: nnx.Rngs | None = None
     ) -> Float[Array, "batch classes"]:
-        """batch: `image`, (batch, height, width, channels). rngs: for dropout, in training."""
-        x = batch["image"].astype(self.head.kernel.dtype)
+        """batch: `features`, (batch, features), or `image`, (batch, height, width, channels). rngs: for dropout, in training."""
+        x = batch[self.element].astype(self.head.kernel.dtype)
         x = x.reshape(x.shape[0], -1)
         for layer in self.layers:
             x = (jax.nn.relu if self.options.activation == "relu" else gelu)(layer(x))

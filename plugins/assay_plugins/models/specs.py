@@ -25,6 +25,18 @@ def images_of(spec: DataSpec, model: str) -> tuple[tuple[int, int, int], int]:
     return (shape[0], shape[1], shape[2]), spec.num_classes
 
 
+def vectors_of(spec: DataSpec, model: str) -> tuple[str, tuple[int, ...], int]:
+    """(the element's name, its shape, number of labels) of labelled feature vectors or images."""
+    ranks = {"features": 1, "image": 3}
+    name = next((n for n, rank in ranks.items() if n in spec.elements and len(spec.elements[n].shape) == rank), None)
+    if spec.num_classes is None or name is None:
+        raise ConfigError(
+            f"model.{model} needs a dataset with features or images, and labels; this one has {_said(spec)}. "
+            "Choose a dataset such as @dataset.digits()"
+        )
+    return name, spec.elements[name].shape, spec.num_classes
+
+
 def _said(spec: DataSpec) -> str:
     """The arrays of an example with their shapes, and the sizes."""
     arrays = ", ".join(f"{name} {element.shape}" for name, element in spec.elements.items())
