@@ -49,6 +49,13 @@ def test_relative_links_lead_to_files(page: Path) -> None:
     assert [t for t in targets if t and not (page.parent / t).exists()] == []
 
 
+def test_the_first_plugin_of_the_guide_is_the_example_s_and_short() -> None:
+    guide = ROOT / "docs/guide/first_plugin.md"
+    code = (ROOT / "plugins/example-plugin/src/assay_example/__init__.py").read_text(encoding="utf-8")
+    assert f"```python\n{code}```" in guide.read_text(encoding="utf-8")
+    assert len([line for line in code.splitlines() if line]) <= 50
+
+
 def test_the_readme_names_every_verb() -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     assert [verb for verb in VERBS if f"assay {verb}" not in text] == []
