@@ -1,6 +1,7 @@
 """A model plugin's NNX module as a pure function: plain nested dicts of arrays in, a live module out, and back."""
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -75,6 +76,19 @@ class Network:
         return sum(x.size for x in jax.tree.leaves(self.params))
 
 
+def freeze(module: nnx.Module) -> nnx.Module:
+    """`module`, every parameter of which becomes a Frozen variable with the same value and axes; in place, also under a trace."""
+    for path, node in list(nnx.iter_graph(module)):
+        if isinstance(node, nnx.Param):
+            parent: Any = functools.reduce(_child, path[:-1], module)
+            frozen = Frozen(node.get_raw_value(), axes=node.get_metadata().get("axes"))
+            if isinstance(parent, dict) or isinstance(path[-1], int):
+                parent[path[-1]] = frozen
+            else:
+                setattr(parent, str(path[-1]), frozen)
+    return module
+
+
 def make_network(model: Model, spec: DataSpec) -> Network:
     """Build `model` abstractly: nothing is allocated. Raises PluginError when the module breaks the contract."""
     module = nnx.eval_shape(lambda: model.build(spec, nnx.Rngs(params=jax.random.key(0))))
@@ -101,6 +115,10 @@ def _split(module: nnx.Module) -> tuple[Any, Any, Any, Any]:
     """(structure, parameters, Frozen variables, all others)."""
     parts: Any = nnx.split(module, nnx.Param, Frozen, ...)
     return parts
+
+
+def _child(node: Any, key: Any) -> Any:
+    return node[key] if isinstance(node, dict) or isinstance(key, int) else getattr(node, key)
 
 
 def _tree(state: Any) -> Tree:

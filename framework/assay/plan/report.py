@@ -23,7 +23,8 @@ def summary(plan: Plan) -> list[str]:
         f"model       {type(e.model).__name__}, {plan.network.parameter_count:,} parameters, {e.compute_dtype} compute",
         f"mesh        {axes} on {plan.device_count} of {jax.device_count()} devices, {kind}"
         + (f"; {idle} IDLE" if idle else ""),
-        f"state       {_bytes(held['state'])} a device: parameters {_bytes(held['parameters'])}, optimizer {_bytes(held['optimizer'])}",
+        f"state       {_bytes(held['state'])} a device: parameters {_bytes(held['parameters'])}, optimizer {_bytes(held['optimizer'])}"
+        + (f", frozen parameters {_bytes(held['frozen'])}" if held["frozen"] else ""),
         f"batch       {e.batch_size} examples"
         + (f", {plan.units_per_step:,} {plan.spec.unit}" if plan.spec.unit != "examples" else "")
         + (f", {e.accumulation} micro-batches" if e.accumulation > 1 else ""),

@@ -15,24 +15,33 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from packaging.requirements import InvalidRequirement, Requirement
+from packaging.utils import canonicalize_name
+
+from assay import __version__
 from assay.errors import PluginError, did_you_mean
 from assay.kinds import KINDS
 from assay.registry.contract import parameters
 
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
+_TARGET = re.compile(r"\w+(\.\w+)*\s*:\s*\w+(\.\w+)*")
 _TEMPORARY = "(temporary)"
 _temporary: dict[tuple[str, str], Any] = {}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Entry:
-    """One plugin that a distribution offers. `target` is "module:attribute"; `problem` says why it cannot be used, if so."""
+    """One plugin that a distribution offers. `target` is "module:attribute"; `problem` says why it cannot be used, if so.
+
+    assay: the versions of Assay that its distribution asks for and that this one is not, such as "assay>=2"; mostly none.
+    """
 
     kind: str
     name: str
     target: str
     distribution: str
     version: str
+    assay: str = ""
     problem: str = ""
 
     @property
@@ -63,7 +72,8 @@ def entries(kind: str | None = None) -> list[Entry]:
 def find(kind: str, name: str) -> Entry:
     """The entry `kind.name`. Imports nothing.
 
-    Raises PluginError when there is none, when two distributions declare it, or when its name is not valid.
+    Raises PluginError when there is none, when two distributions declare it, when its name or its target is not valid, and
+    when its distribution was made for another version of Assay.
     """
     known = entries(kind)
     entry = next((e for e in known if e.name == name), None)
@@ -126,14 +136,33 @@ def _installed(path: tuple[str, ...]) -> Sequence[Entry]:
             target=p.value,
             distribution=p.dist.name if p.dist else "(unknown)",
             version=p.dist.version if p.dist else "",
+            assay=_unmet(p.dist.requires or ()) if p.dist else "",
         )
         for p in points
     ]
 
 
+def _unmet(requires: Sequence[str]) -> str:
+    """The first of a distribution's requirements that is about Assay and that this version does not meet, or nothing."""
+    for line in requires:
+        if not line.lower().startswith("assay"):
+            continue
+        with contextlib.suppress(InvalidRequirement):
+            found = Requirement(line)
+            applies = found.marker is None or found.marker.evaluate({"extra": ""})
+            if (
+                found.name.lower() == "assay"
+                and applies
+                and not found.specifier.contains(__version__, prereleases=True)
+            ):
+                return f"assay{found.specifier}"
+    return ""
+
+
 def _judged(entry: Entry, among: Sequence[Entry]) -> Entry:
     """The entry with its problem, if it has one."""
-    return dataclasses.replace(entry, problem=_name_problem(entry.name) or _duplicate_problem(entry, among))
+    problems = (_name_problem(entry.name), _target_problem(entry), _version_problem(entry))
+    return dataclasses.replace(entry, problem=next(filter(None, problems), "") or _duplicate_problem(entry, among))
 
 
 def _name_problem(name: str) -> str:
@@ -141,6 +170,24 @@ def _name_problem(name: str) -> str:
         return ""
     return (
         f"the name '{name}' is not valid; a plugin's name is a lower-case letter, then lower-case letters, digits and _"
+    )
+
+
+def _target_problem(entry: Entry) -> str:
+    if entry.distribution == _TEMPORARY or _TARGET.fullmatch(entry.target):
+        return ""
+    return (
+        f"its entry point '{entry.target}', of {entry.origin}, is not 'module:attribute'; correct it in the package's "
+        f"pyproject.toml, or update or uninstall {entry.distribution}"
+    )
+
+
+def _version_problem(entry: Entry) -> str:
+    if not entry.assay:
+        return ""
+    return (
+        f"{entry.origin} was made for another Assay: it requires {entry.assay}, and Assay {__version__} is installed; install "
+        f"a version of {entry.distribution} made for Assay {__version__}, or `pip install '{entry.assay}'`"
     )
 
 
@@ -157,14 +204,9 @@ def _allowed(entry: Entry) -> bool:
     if setting is None:
         return True
     patterns = [word.strip() for word in setting.split(",")]
-    return _normal(entry.distribution) in map(_normal, patterns) or any(
+    return canonicalize_name(entry.distribution) in map(canonicalize_name, patterns) or any(
         fnmatch.fnmatchcase(entry.selector, pattern) for pattern in patterns
     )
-
-
-def _normal(distribution: str) -> str:
-    """Distribution names compare as the packaging specification (PEP 503) says."""
-    return re.sub(r"[-_.]+", "-", distribution).lower()
 
 
 def _hint(kind: str, name: str, known: Sequence[Entry]) -> str:
@@ -187,9 +229,22 @@ def _import(entry: Entry) -> Any:
         return point.load()
     except Exception as error:
         raise PluginError(
-            f"{entry.selector} ({entry.target}, of {entry.origin}) cannot be imported: {type(error).__name__}: {error}. "
-            f"Install what it needs, or update or uninstall {entry.distribution}."
+            f"{entry.selector} ({entry.target}, of {entry.origin}) cannot be imported: {type(error).__name__}: {error}."
+            f"{_advice(entry, error)}, or update or uninstall {entry.distribution}."
         ) from error
+
+
+def _advice(entry: Entry, error: Exception) -> str:
+    """What to do about a failed import: a wrong entry point is mended otherwise than a module that does not work."""
+    module, attribute = (part.strip() for part in entry.target.split(":"))
+    loaded = sys.modules.get(module)
+    if loaded is not None and isinstance(error, AttributeError):
+        return f"{did_you_mean(attribute, vars(loaded))} Correct the entry point in the package's pyproject.toml"
+    if isinstance(error, ModuleNotFoundError) and error.name and f"{module}.".startswith(f"{error.name}."):
+        return " Correct the module in the entry point of the package's pyproject.toml"
+    if isinstance(error, ImportError):
+        return " Install what it needs"
+    return f" Correct {module}"
 
 
 def _temporary_entry(kind: str, name: str, obj: Any) -> Entry:

@@ -1,4 +1,4 @@
-"""Accuracy: the share of items whose true class is the first, or among the first k, by score."""
+"""Accuracy: the share of items whose true class is the first, or among the first k, by score; the share of rows all right."""
 
 import dataclasses
 
@@ -53,6 +53,34 @@ class TopK:
     def compute(self, state: State) -> dict[str, float]:
         """`top_<k>_accuracy`, from 0 to 1; NaN for an empty split."""
         return {f"top_{self.k}_accuracy": ratio(state["right"], state["weight"])}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ExactMatch:
+    """The share of rows all of whose items that count are right; for a language model, of answers that greedy decoding gets right.
+
+    A row without an item that counts does not count.
+    """
+
+    def update(self, outcome: Outcome, spec: DataSpec) -> dict[str, Array]:
+        """Sums of right rows and of all."""
+        logits, targets = scores_of(outcome, "exact_match")
+        counts = outcome.weights > 0
+        right = among_best(logits, targets, 1) | ~counts
+        axes = tuple(range(1, counts.ndim))
+        rows = jnp.any(counts, axis=axes)
+        return {
+            "right": jnp.sum(jnp.all(right, axis=axes) & rows).astype(jnp.float32),
+            "rows": jnp.sum(rows, dtype=jnp.float32),
+        }
+
+    def merge(self, a: State, b: State) -> State:
+        """Sums."""
+        return added(a, b)
+
+    def compute(self, state: State) -> dict[str, float]:
+        """`exact_match`, from 0 to 1; NaN for an empty split."""
+        return {"exact_match": ratio(state["right"], state["rows"])}
 
 
 def _right(outcome: Outcome, metric: str, k: int) -> dict[str, Array]:
