@@ -49,6 +49,7 @@ class DataSpec:
     vocab_size: number of token ids, for token data. num_classes: number of labels, for labelled data.
     units_per_example: what throughput counts in one example (tokens of a text row, 1 for an image).
     unit: the name of that, "tokens" or "examples". encoder: the trained tokenizer, for text.
+    examples: rows of the training split, for models whose loss depends on it; the core fills it in.
     """
 
     elements: Mapping[str, ArraySpec]
@@ -57,3 +58,4 @@ class DataSpec:
     units_per_example: int = 1
     unit: str = "examples"
     encoder: Encoder | None = None
+    examples: int | None = None

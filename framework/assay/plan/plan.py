@@ -13,6 +13,7 @@ from flax import nnx
 from assay.data.spec import DataSpec
 from assay.errors import LayoutError
 from assay.experiment import Experiment
+from assay.kinds import Dataset
 from assay.network import Network, make_network
 from assay.parallel.layout import Layout, Where, bytes_per_device, make_layout, nowhere
 from assay.plan.flops import PEAK_FLOPS, Cost, forward_cost
@@ -99,7 +100,7 @@ def make_plan(experiment: Experiment, where: Where = nowhere, devices: Sequence[
     """
     layout = make_layout(experiment.parallelism, devices, where)
     _check_batch(experiment, layout, where)
-    spec = experiment.dataset.spec()
+    spec = spec_of(experiment.dataset)
     network = make_network(experiment.model, spec)
     optimizer = optimizer_of(experiment, network)
     abstract = abstract_state(experiment, network, optimizer)
@@ -117,6 +118,11 @@ def make_plan(experiment: Experiment, where: Where = nowhere, devices: Sequence[
         steps_per_dispatch=_steps_per_dispatch(experiment, cost, layout),
         flops_per_step=3 * cost.flops,
     )
+
+
+def spec_of(dataset: Dataset) -> DataSpec:
+    """The dataset's description, with the rows of its training split."""
+    return dataclasses.replace(dataset.spec(), examples=len(dataset.source("train")))
 
 
 def batch_shapes(spec: DataSpec, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:

@@ -11,11 +11,46 @@ from assay.experiment import Experiment
 from assay.registry import REQUIRED
 from assay.testing.importer import ImporterKit
 from assay.testing.kit import ExpectedFailure, Kit, Result, check, run, skip
+from assay.testing.metric import MetricKit
 from assay.testing.model import ModelKit
+from assay.testing.objective import ObjectiveKit
+from assay.testing.optimizer import OptimizerKit
+from assay.testing.parallelism import ParallelismKit
+from assay.testing.schedule import ScheduleKit
+from assay.testing.tracker import TrackerKit
 
-__all__ = ["KITS", "ExpectedFailure", "ImporterKit", "Kit", "ModelKit", "Result", "check", "kit_of", "run", "skip"]
+__all__ = [
+    "KITS",
+    "ExpectedFailure",
+    "ImporterKit",
+    "Kit",
+    "MetricKit",
+    "ModelKit",
+    "ObjectiveKit",
+    "OptimizerKit",
+    "ParallelismKit",
+    "Result",
+    "ScheduleKit",
+    "TrackerKit",
+    "check",
+    "kit_of",
+    "run",
+    "skip",
+]
 
-KITS: dict[str, type[Kit]] = {kit.kind: kit for kit in (ModelKit, ImporterKit)}
+KITS: dict[str, type[Kit]] = {
+    kit.kind: kit
+    for kit in (
+        ModelKit,
+        ObjectiveKit,
+        MetricKit,
+        OptimizerKit,
+        ScheduleKit,
+        ParallelismKit,
+        TrackerKit,
+        ImporterKit,
+    )
+}
 """Kind -> its kit."""
 
 

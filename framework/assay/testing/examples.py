@@ -20,11 +20,19 @@ SPECS: Mapping[str, DataSpec] = {
     "images": DataSpec(
         {"image": ArraySpec((8, 8, 1), "float32"), "label": ArraySpec((), "int32")}, num_classes=CLASSES
     ),
+    "noised images": DataSpec(
+        {
+            "image": ArraySpec((8, 8, 1), "float32"),
+            "label": ArraySpec((), "int32"),
+            "noise_level": ArraySpec((), "float32"),
+        },
+        num_classes=CLASSES,
+    ),
     "features": DataSpec(
         {"features": ArraySpec((LENGTH,), "float32"), "label": ArraySpec((), "int32")}, num_classes=CLASSES
     ),
 }
-"""Rows of tokens with their successors, labelled grey images, and labelled vectors: sizes divide over eight devices."""
+"""Rows of tokens with their successors, labelled grey images, those at a level of noise, labelled vectors: sizes divide over eight devices."""
 
 
 def batch_of(spec: DataSpec, size: int, seed: int = 0) -> dict[str, np.ndarray]:

@@ -23,6 +23,7 @@ from assay.network import Network, Tree, make_network
 from assay.parallel.axes import PARAMETER_AXES
 from assay.parallel.constrain import layout as active_layout
 from assay.parallel.layout import Layout, make_layout, parameter_shardings
+from assay.plan.plan import spec_of
 from assay.testing.examples import SPECS, batch_of, rows_of
 from assay.testing.kit import Kit, check, skip
 
@@ -33,7 +34,7 @@ SPREAD = 0.2  # of the noise on parameters, so that none is at an initial zero t
 class ModelKit(Kit):
     """Checks of a model plugin.
 
-    spec(): the data that the model reads; by default the first of assay.testing.examples.SPECS that it accepts.
+    spec(): the data that the model reads; by default the first of assay.testing.examples.SPECS that it takes.
     batch(size): rows of it; by default drawn at random. axes: logical axis names beyond those of assay.parallel.axes.
     tolerance: largest relative difference of fp32 outputs between compilations and meshes.
     """
@@ -49,18 +50,18 @@ class ModelKit(Kit):
     def spec(self) -> DataSpec:
         """The data that the model reads."""
         if self.experiment is not None:
-            return self.experiment.dataset.spec()
+            return spec_of(self.experiment.dataset)
         refusals = []
         for name, spec in SPECS.items():
             try:
-                make_network(self.plugin(), spec)
+                network = make_network(self.plugin(), spec)
+                variables = network.params, network.frozen, network.stats
+                jax.eval_shape(functools.partial(self._call, network), variables, batch_of(spec, 2))
             except (AssayError, ValueError, LookupError, TypeError) as error:
                 refusals.append(f"{name}: {error}")
             else:
                 return spec
-        raise AssertionError(
-            "the model builds for none of the kit's examples: give its own data. " + "; ".join(refusals)
-        )
+        raise AssertionError("the model takes none of the kit's examples: give its own data. " + "; ".join(refusals))
 
     def batch(self, size: int) -> Mapping[str, np.ndarray]:
         """`size` rows of data, with `mask`."""
@@ -169,11 +170,8 @@ class ModelKit(Kit):
             found[choice] = jax.jit(jax.grad(functools.partial(self._loss, network)))(*state, batch)
         first, *others = found
         for other in others:
-            jax.tree.map(
-                lambda a, b, name=other: self._close(a, b, f"gradients with remat={first!r} and {name!r}"),
-                found[first],
-                found[other],
-            )
+            flat = [np.concatenate([np.ravel(g) for g in jax.tree.leaves(found[name])]) for name in (other, first)]
+            self._close(flat[0], flat[1], f"gradients with remat={first!r} and {other!r}")
 
     @check
     def test_a_mesh_of_devices_changes_nothing(self) -> None:

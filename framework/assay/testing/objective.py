@@ -1,0 +1,238 @@
+"""The conformance kit of objectives."""
+
+import functools
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from assay.data.spec import DataSpec
+from assay.errors import AssayError
+from assay.kinds import Model, Objective
+from assay.network import Network, Tree, make_network
+from assay.outcome import Batch, Outcome
+from assay.parallel.constrain import layout as active_layout
+from assay.parallel.layout import make_layout
+from assay.plan.plan import spec_of
+from assay.testing.examples import SPECS, batch_of, rows_of
+from assay.testing.kit import Kit, check, skip
+
+BATCH = 8
+Variables = tuple[Tree, Tree, Tree]
+
+
+class ObjectiveKit(Kit):
+    """Checks of an objective plugin.
+
+    model(): the network that it trains; by default one that gives logits for rows of tokens or for labelled images.
+    spec(): its data; by default the first of assay.testing.examples.SPECS that the objective takes with that model.
+    batch(size): rows of them; by default drawn at random.
+    by_example: False for an objective whose losses depend on the other examples of a batch (contrastive ones) or on where in a batch
+        an example is (drawn noise); the losses of a batch and of its parts are then not compared.
+    tolerance: largest relative difference of losses and gradients between divisions and devices.
+    """
+
+    kind = "objective"
+    by_example: ClassVar[bool] = True
+    tolerance: ClassVar[float] = 2e-5
+
+    def plugin(self) -> Objective:
+        """The objective to check."""
+        return super().plugin()
+
+    def model(self) -> Model:
+        """The model that it trains."""
+        return _Logits() if self.experiment is None else self.experiment.model
+
+    def spec(self) -> DataSpec:
+        """The data."""
+        if self.experiment is not None:
+            return spec_of(self.experiment.dataset)
+        refusals = []
+        for name, spec in SPECS.items():
+            network = make_network(self.model(), spec)
+            try:
+                variables = network.params, network.frozen, network.stats
+                jax.eval_shape(functools.partial(self._outcome, network), variables, batch_of(spec, 2))
+            except (AssayError, LookupError, TypeError, ValueError) as error:
+                refusals.append(f"{name}: {type(error).__name__}: {error}")
+            else:
+                return spec
+        raise AssertionError(
+            f"the objective takes none of the kit's examples: give spec() and batch(). {'; '.join(refusals)}"
+        )
+
+    def batch(self, size: int) -> Mapping[str, np.ndarray]:
+        """`size` rows of data, with `mask`."""
+        return batch_of(self.spec(), size) if self.experiment is None else rows_of(self.experiment.dataset, size)
+
+    @check
+    def test_losses_and_weights_are_one_for_each_item(self) -> None:
+        """Losses and weights have the same shape, examples first; weights are finite and not negative; scalars have shape ()."""
+        for size in (1, 3):
+            for train in (False, True):
+                outcome = self._outcome(*self._state(), self.batch(size), train=train)
+                shapes = outcome.losses.shape, outcome.weights.shape
+                assert shapes[0] == shapes[1], f"losses have shape {shapes[0]}, weights {shapes[1]}"
+                assert shapes[0][:1] == (size,), (
+                    f"losses have shape {shapes[0]} for {size} examples; do not reduce them"
+                )
+                weights = np.asarray(outcome.weights)
+                assert np.isfinite(weights).all(), "weights that are not finite"
+                assert (weights >= 0).all(), "negative weights"
+                wrong = [k for k, v in outcome.scalars.items() if jnp.shape(v) != ()]
+                assert not wrong, f"scalars that are none: {', '.join(wrong)}"
+
+    @check
+    def test_gradients_are_finite_and_there(self) -> None:
+        """In training, also of a single example, the loss and all gradients are finite, and not all of them are zero."""
+        for size in (1, BATCH):
+            loss, gradients = self._mean(self.batch(size))
+            assert np.isfinite(loss), f"the loss of {size} examples is {loss}"
+            assert all(np.isfinite(g).all() for g in jax.tree.leaves(gradients)), (
+                f"gradients of {size} examples are not finite"
+            )
+            assert any(np.any(g) for g in jax.tree.leaves(gradients)), f"{size} examples give no gradient"
+
+    @check
+    def test_scalars_have_the_same_names_always(self) -> None:
+        """Every batch of training gives scalars of the same names, finite ones, so that they make curves."""
+        found = [self._outcome(*self._state(), self.batch(size), train=True).scalars for size in (1, BATCH)]
+        assert found[0].keys() == found[1].keys(), f"{sorted(found[0])} for one example, {sorted(found[1])} for {BATCH}"
+        wrong = [k for scalars in found for k, v in scalars.items() if not np.isfinite(v)]
+        assert not wrong, f"scalars that are not finite: {', '.join(wrong)}"
+
+    @check
+    def test_rows_that_only_pad_change_nothing(self) -> None:
+        """Rows masked out, whatever is in them, change neither the evaluated loss nor, for losses by example, the gradient."""
+        batch, other = dict(self.batch(BATCH)), self.batch(2 * BATCH)
+        padded = {k: np.concatenate([v, np.asarray(other[k])[BATCH:]]) for k, v in batch.items()}
+        padded["mask"] = np.arange(2 * BATCH) < BATCH
+        self._close(self._total(padded), self._total(batch), "evaluated losses with and without padding")
+        if self.by_example:
+            self._close(self._mean(padded, False)[1], self._mean(batch, False)[1], "gradients with and without padding")
+
+    @check
+    def test_nothing_but_padding_is_no_loss(self) -> None:
+        """A batch of masked rows alone has weight 0, loss 0 and gradients of 0, none of them NaN."""
+        batch = dict(self.batch(BATCH)) | {"mask": np.zeros(BATCH, np.bool_)}
+        total, weight = self._total(batch)
+        assert total == 0, f"masked rows have a loss of {total}"
+        assert weight == 0, f"masked rows have a weight of {weight}"
+        gradients = self._mean(batch)[1]
+        assert all(not np.any(np.asarray(g) != 0) for g in jax.tree.leaves(gradients)), "masked rows have a gradient"
+
+    @check
+    def test_a_batch_is_the_sum_of_its_parts(self) -> None:
+        """Totals of two halves add up to the whole's, so that accumulation and devices change nothing."""
+        if not self.by_example:
+            skip("its losses are not by example")
+        batch = self.batch(BATCH)
+        halves = [{k: v[part] for k, v in batch.items()} for part in (slice(0, 3), slice(3, None))]
+        parts = [self._total(half) for half in halves]
+        summed = tuple(a + b for a, b in zip(*parts, strict=True))
+        self._close(summed, self._total(batch), "totals of the parts and of the whole")
+
+    @check
+    def test_evaluation_is_a_function_of_the_batch(self) -> None:
+        """With train=False and rngs=None the same batch gives the same bits, compiled and again."""
+        network, variables = self._state()
+        call = jax.jit(functools.partial(self._outcome, network))
+        one, two = (jax.device_get(call(variables, self.batch(BATCH))) for _ in range(2))
+        assert np.array_equal(one.losses, two.losses, equal_nan=True), "two evaluations of one batch differ"
+
+    @check
+    def test_a_mesh_of_devices_changes_nothing(self) -> None:
+        """With the batch divided over eight devices, loss and gradients in training are those of one."""
+        if jax.device_count() < BATCH:
+            skip("there are not eight devices; set XLA_FLAGS=--xla_force_host_platform_device_count=8")
+        network, variables = self._state()
+        layout = make_layout(_Rows(), jax.devices()[:BATCH])
+        batch = self.batch(BATCH)
+        rows = {k: jax.device_put(v, layout.batch(v.ndim)) for k, v in batch.items()}
+
+        def divided(variables: Variables, batch: Batch) -> Any:
+            with active_layout(layout.sharding):
+                return self._mean_of(network, variables, batch)
+
+        found = jax.jit(divided)(jax.device_put(variables, layout.replicated), rows)
+        self._close(
+            found, jax.jit(functools.partial(self._mean_of, network))(variables, batch), "on eight devices and on one"
+        )
+
+    def _state(self) -> tuple[Network, Variables]:
+        """The network and its drawn (params, frozen, stats), with noise on the parameters, so that none is at a special point."""
+        network = make_network(self.model(), self.spec())
+        params, stats = jax.jit(network.init)(jax.random.key(0))
+        leaves, structure = jax.tree.flatten(params)
+        keys = jax.random.split(jax.random.key(1), max(len(leaves), 1))
+        noisy = [x + 0.1 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=False)]
+        frozen = jax.jit(network.init_frozen)(jax.random.key(0))
+        return network, (jax.tree.unflatten(structure, noisy), frozen, stats)
+
+    def _outcome(self, network: Network, variables: Variables, batch: Any, *, train: bool = False) -> Outcome:
+        params, frozen, stats = variables
+        module = network.merge(params, stats, frozen=frozen)
+        rngs = nnx.Rngs(jax.random.key(2)) if train else None
+        arrays = {k: jnp.asarray(v) for k, v in batch.items()}
+        return self.plugin()(module, arrays, train=train, rngs=rngs).masked(arrays["mask"])
+
+    def _total(self, batch: Any) -> tuple[float, float]:
+        """(sum of losses, sum of weights) in evaluation."""
+        network, variables = self._state()
+        total, weight = jax.jit(lambda v, b: self._outcome(network, v, b).total())(variables, batch)
+        return float(total), float(weight)
+
+    def _mean(self, batch: Any, train: bool = True) -> tuple[Any, Any]:
+        """(mean loss, gradient of it), in training unless said otherwise."""
+        network, variables = self._state()
+        return jax.device_get(jax.jit(functools.partial(self._mean_of, network, train=train))(variables, batch))
+
+    def _mean_of(self, network: Network, variables: Variables, batch: Any, train: bool = True) -> tuple[Any, Any]:
+        params, frozen, stats = variables
+
+        def mean(params: Tree) -> jax.Array:
+            total, weight = self._outcome(network, (params, frozen, stats), batch, train=train).total()
+            return total / jnp.maximum(weight, 1e-30)
+
+        return jax.value_and_grad(mean)(params)
+
+    def _close(self, found: Any, expected: Any, what: str) -> None:
+        for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+            one, two = np.asarray(a, np.float64), np.asarray(b, np.float64)
+            off = np.max(np.abs(one - two), initial=0.0) / (np.max(np.abs(two), initial=0.0) + 1e-12)
+            assert off <= self.tolerance, f"{what} differ by {off:.1e} of the largest; at most {self.tolerance:.0e}"
+
+
+class _Logits:
+    """Logits for each token, or for each image or vector of features; a linear map after an embedding."""
+
+    def build(self, spec: DataSpec, rngs: nnx.Rngs) -> nnx.Module:
+        return _Net(spec, rngs)
+
+
+class _Net(nnx.Module):
+    def __init__(self, spec: DataSpec, rngs: nnx.Rngs) -> None:
+        draw = nnx.initializers.lecun_normal()
+        self.element = next(iter(spec.elements))
+        self.tokens = spec.vocab_size is not None
+        inputs = spec.vocab_size or int(np.prod(spec.elements[self.element].shape))
+        outputs = spec.vocab_size or spec.num_classes or 1
+        self.kernel = nnx.Param(draw(rngs.params(), (inputs, outputs)), axes=("features", "classes"))
+
+    def __call__(self, batch: Batch, *, train: bool, rngs: nnx.Rngs | None) -> jax.Array:
+        kernel, x = self.kernel[...], batch[self.element]
+        return kernel[x] if self.tokens else x.reshape(x.shape[0], -1).astype(kernel.dtype) @ kernel
+
+
+class _Rows:
+    """A parallelism plugin: the batch over all devices."""
+
+    def mesh_axes(self) -> Mapping[str, int]:
+        return {"data": -1}
+
+    def rules(self) -> Mapping[str, tuple[str, ...]]:
+        return {"batch": ("data",)}
