@@ -12,9 +12,11 @@ from assay.data.spec import ArraySpec, DataSpec
 from assay.outcome import Outcome
 from assay.testing import MetricKit
 from assay.testing.examples import CLASSES
+from assay_plugins.bayes.outcome import PosteriorOutcome
 from assay_plugins.metrics.accuracy import Accuracy, ExactMatch, TopK
 from assay_plugins.metrics.calibration import CalibrationError
 from assay_plugins.metrics.likelihood import BitsPerByte, Perplexity
+from assay_plugins.metrics.posterior import Posterior
 from assay_plugins.tokenizers.byte import ByteEncoder
 
 
@@ -41,7 +43,23 @@ def perplexity(self, o: Outcome) -> dict[str, float]:
 
 
 TEXT = DataSpec({"inputs": ArraySpec((4,), "int32")}, vocab_size=256, encoder=ByteEncoder())
+
+
+def with_draws(self, size: int, seed: int = 0) -> PosteriorOutcome:
+    draws = {"mu": jnp.asarray(np.random.default_rng(0).normal(size=(40, 2)), jnp.float32)}
+    plain = MetricKit.outcome(self, size, seed)
+    return PosteriorOutcome(plain.losses, plain.weights, draws=draws)
+
+
+def moments(self, o: PosteriorOutcome) -> dict[str, float]:
+    x = np.asarray(o.draws["mu"], np.float64)
+    return {
+        f"mu[{i}]/{k}": float(v) for i in range(2) for k, v in (("mean", x[:, i].mean()), ("sd", x[:, i].std(ddof=1)))
+    }
+
+
 SHIPPED = {
+    "posterior": (Posterior(), {"outcome": with_draws, "reference": moments}),
     "accuracy": (Accuracy(), {"reference": accuracy}),
     "top_k": (TopK(k=2), {"reference": top_2}),
     "exact_match": (ExactMatch(), {"reference": lambda self, o: {"exact_match": accuracy(self, o)["accuracy"]}}),

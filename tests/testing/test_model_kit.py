@@ -16,10 +16,12 @@ from assay_plugins.models.mlp import MLP
 from assay_plugins.models.resnet import ResNet
 from assay_plugins.models.transformer import Transformer
 from assay_plugins.models.vit import ViT
+from assay_plugins.models.with_reference import WithReference
 
 SHIPPED = {
     "mlp": MLP(hidden=(16, 16)),
     "transformer": Transformer(layers=2, width=32, heads=8),
+    "with_reference": WithReference(model=Transformer(layers=1, width=32, heads=8)),
     "vit": ViT(layers=1, width=32, heads=4, patch=4),
     "resnet": ResNet(widths=(8, 16), blocks=(1, 1), stem="small"),
 }

@@ -10,10 +10,14 @@ import pytest
 from assay.outcome import Outcome
 from assay.testing import ObjectiveKit
 from assay_plugins.datasets.arithmetic import Arithmetic
+from assay_plugins.datasets.digits import Digits
 from assay_plugins.models.transformer import Transformer
+from assay_plugins.models.unet import UNet
 from assay_plugins.models.with_reference import WithReference
 from assay_plugins.objectives.classification import Classification
+from assay_plugins.objectives.ddpm import DDPM
 from assay_plugins.objectives.dpo import DPO
+from assay_plugins.objectives.edm import EDM
 from assay_plugins.objectives.grpo import GRPO
 from assay_plugins.objectives.next_token import NextToken
 
@@ -24,10 +28,18 @@ def sums(self, size: int):
     return Arithmetic().source("train").gather(np.arange(size)) | {"mask": np.ones(size, np.bool_)}
 
 
+# Training draws noise by the place in the batch, so a part of a batch has other noise than the whole.
+OF_DIGITS = {
+    "model": lambda self: UNet(widths=(8, 16), blocks=1),
+    "spec": lambda self: Digits().spec(),
+    "by_example": False,
+}
 OF_SUMS = {"spec": lambda self: Arithmetic().spec(), "batch": sums}
 SHIPPED = {
     "next_token": (NextToken(z_loss=1e-3, label_smoothing=0.1), {}),
     "classification": (Classification(label_smoothing=0.1), {}),
+    "ddpm": (DDPM(timesteps=60), OF_DIGITS),
+    "edm": (EDM(), OF_DIGITS),
     "dpo": (DPO(label_smoothing=0.1), {"model": lambda self: WithReference(model=SMALL), **OF_SUMS}),
     # Two completions of one prompt may both be wrong, which teaches nothing; sixteen hardly.
     "grpo": (

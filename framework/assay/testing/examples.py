@@ -32,7 +32,7 @@ SPECS: Mapping[str, DataSpec] = {
         {"features": ArraySpec((LENGTH,), "float32"), "label": ArraySpec((), "int32")}, num_classes=CLASSES
     ),
 }
-"""Rows of tokens with their successors, labelled grey images, those at a level of noise, labelled vectors: sizes divide over eight devices."""
+"""Rows of tokens with their successors, labelled grey images, the same at a level of noise, labelled vectors; sizes divide by eight."""
 
 
 def batch_of(spec: DataSpec, size: int, seed: int = 0) -> dict[str, np.ndarray]:

@@ -1,5 +1,6 @@
 """The conformance kit of metrics."""
 
+import dataclasses
 import functools
 from collections.abc import Mapping
 from typing import Any, ClassVar
@@ -101,8 +102,8 @@ class MetricKit(Kit):
             skip("there is one device; set XLA_FLAGS=--xla_force_host_platform_device_count=8")
         outcome = self.outcome(EXAMPLES)
         mesh = jax.sharding.Mesh(np.array(jax.devices()[:8]), ("batch",))
-        rows = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("batch"))
-        divided = jax.device_put(outcome, rows)
+        places = [jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*axes)) for axes in ((), ("batch",))]
+        divided = _by_item(lambda x: jax.device_put(x, places[1]), jax.device_put(outcome, places[0]))
         self._close(
             jax.jit(self._update)(divided), jax.jit(self._update)(outcome), "states on eight devices and on one"
         )
@@ -153,11 +154,16 @@ class MetricKit(Kit):
 def _divided(outcome: Outcome, sizes: list[int]) -> list[Outcome]:
     """The outcome in parts of so many examples."""
     ends = np.cumsum(sizes)
-    return [jax.tree.map(lambda x, a=end - size, b=end: x[a:b], outcome) for end, size in zip(ends, sizes, strict=True)]
+    return [_by_item(lambda x, a=end - size, b=end: x[a:b], outcome) for end, size in zip(ends, sizes, strict=True)]
+
+
+def _by_item(function: Any, outcome: Outcome) -> Outcome:
+    """The outcome with `function` of the arrays that have a value for each item; an objective may add others."""
+    names = ("losses", "weights", "logits", "targets")
+    return dataclasses.replace(outcome, **{n: jax.tree.map(function, getattr(outcome, n)) for n in names})
 
 
 def _emptied(outcome: Outcome) -> Outcome:
     """The outcome with weight 0 everywhere, and losses that are not numbers."""
-    return Outcome(
-        jnp.full_like(outcome.losses, jnp.nan), jnp.zeros_like(outcome.weights), outcome.logits, outcome.targets
-    )
+    losses, weights = jnp.full_like(outcome.losses, jnp.nan), jnp.zeros_like(outcome.weights)
+    return dataclasses.replace(outcome, losses=losses, weights=weights)
