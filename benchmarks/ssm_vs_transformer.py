@@ -1,7 +1,8 @@
 """Mamba-2 beside the transformer at equal parameters, both trained by the framework.
 
-The experiments are lm_code_ssm.gin and lm_code.gin, which must differ in the model alone: data, steps, batch, optimizer and
-seeds are the same. The losses are over the whole validation split.
+The experiments are lm_code_ssm.gin and lm_code.gin, which must differ in the model and the peak of the learning rate alone: data, steps,
+batch, optimizer and seeds are the same. Each has the best peak of PEAKS for it, as `--peaks` shows. The losses are over the whole
+validation split.
 """
 
 import argparse
@@ -18,6 +19,7 @@ from assay.table import table
 EXPERIMENTS = {"transformer": "lm_code.gin", "mamba2": "lm_code_ssm.gin"}
 FOLDER = Path(__file__).parent.parent / "experiments"
 OVERRIDES = ("experiment.trackers=[]", "experiment.sample_every=0", "experiment.checkpoint_every=0")
+PEAK, PEAKS = "schedule.cosine.peak", (2e-3, 4e-3, 8e-3)
 PARAMETER_TARGET, LOSS_TARGET = 1.0, 0.0
 
 
@@ -37,8 +39,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--peaks", action="store_true", help="print the loss of both at every learning rate instead")
     args = parser.parse_args()
     devices.configure()
+    if args.peaks:
+        for name in EXPERIMENTS:
+            losses = [trained(name, args.steps, 0, f"{PEAK}={peak}").losses[args.steps] for peak in PEAKS]
+            print(name, ", ".join(f"{peak:g}: {loss:.4f}" for peak, loss in zip(PEAKS, losses, strict=True)))
+        return 0
     runs = [{name: trained(name, args.steps, seed) for name in EXPERIMENTS} for seed in range(args.seeds)]
     steps = sorted(runs[0]["mamba2"].losses)
     print(table([_head(steps), *(_row(name, steps, [run[name] for run in runs]) for name in EXPERIMENTS)]))
@@ -52,15 +60,15 @@ def main() -> int:
     return 0 if apart <= PARAMETER_TARGET and gap <= LOSS_TARGET else 1
 
 
-def trained(name: str, steps: int, seed: int) -> Trained:
+def trained(name: str, steps: int, seed: int, *further: str) -> Trained:
     """A run of the experiment called `name`, evaluated four times."""
     from assay.plan.plan import make_plan
     from assay.runs import read_metrics
     from assay.train.launch import start
 
     given = [f"STEPS={steps}", f"experiment.seed={seed}", f"experiment.evaluate_every={max(1, steps // 4)}"]
-    loaded = config.load(FOLDER / EXPERIMENTS[name], [*given, *OVERRIDES])
-    _check_alike(loaded, config.load(FOLDER / EXPERIMENTS["transformer"], [*given, *OVERRIDES]))
+    loaded = config.load(FOLDER / EXPERIMENTS[name], [*given, *OVERRIDES, *further])
+    _check_alike(loaded, config.load(FOLDER / EXPERIMENTS["transformer"], [*given, *OVERRIDES, *further]))
     plan = make_plan(loaded.experiment, loaded.where)
     with tempfile.TemporaryDirectory() as root:
         finished = start(loaded, Path(root))
@@ -77,17 +85,17 @@ def trained(name: str, steps: int, seed: int) -> Trained:
 
 
 def _check_alike(one: config.Loaded, two: config.Loaded) -> None:
-    """End unless the experiments differ in the model alone."""
+    """End unless the experiments differ in the model and the learning rate alone."""
     first, second = (_without_model(loaded.values) for loaded in (one, two))
     different = sorted(key for key in first.keys() | second.keys() if first.get(key) != second.get(key))
     if different:
         raise SystemExit(
-            f"{one.path} and {two.path} differ in {', '.join(different)}; make them equal but for the model"
+            f"{one.path} and {two.path} differ in {', '.join(different)}; make them equal but for model and learning rate"
         )
 
 
 def _without_model(values: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in values.items() if "model" not in key.split(".")}
+    return {key: value for key, value in values.items() if "model" not in key.split(".") and key != PEAK}
 
 
 def _head(steps: list[int]) -> list[str]:

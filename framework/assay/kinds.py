@@ -54,6 +54,8 @@ class InitialValues(Protocol):
 class Source(Protocol):
     """Random access to the examples of one split. Picklable, so that worker processes can hold a copy.
 
+    An index from `len` on raises IndexError.
+
     A source may also have `gather(indices: np.ndarray) -> dict[str, np.ndarray]` (stacked rows); it is then used in
     place of single reads.
     """

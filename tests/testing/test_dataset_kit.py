@@ -4,9 +4,11 @@ import dataclasses
 import itertools
 import json
 import multiprocessing
+import os
 import threading
 import unittest
 import uuid
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -23,7 +25,10 @@ from assay_plugins.datasets.digits import Digits
 from assay_plugins.datasets.eight_schools import EightSchools
 from assay_plugins.datasets.hf_datasets import HFDatasets
 from assay_plugins.datasets.image_folder import ImageFolder
+from assay_plugins.datasets.karate import Karate
 from assay_plugins.datasets.mixture import Mixture
+from assay_plugins.datasets.molecules import Molecules
+from assay_plugins.datasets.planetoid import Planetoid
 from assay_plugins.datasets.python_stdlib import PythonStdlib
 from assay_plugins.datasets.text_files import TextFiles
 from assay_plugins.tokenizers.bpe import BPE
@@ -101,6 +106,31 @@ def mixed(folder):
     return {"plugin": Mixture(datasets=parts, weights=[0.7, 0.3]), "changed": Mixture(datasets=parts, weights=[1, 1])}
 
 
+def karate(folder):
+    pytest.importorskip("networkx", reason="needs the extra assay[graphs]")
+    return {"plugin": Karate()}
+
+
+def molecules(folder):
+    pytest.importorskip("rdkit", reason="needs the extra assay[graphs]")
+    rows = [f"{'C' * n}{end},{n / 3}" for n in range(1, 9) for end in ("O", "N", "=O")]
+    for name, chosen in (("one", rows), ("two", rows[1:]), ("three", [*rows, "not a molecule,1"])):
+        (folder / f"{name}.csv").write_text("\n".join(["smiles,target", *chosen]))
+    one = Molecules(path=str(folder / "one.csv"), target_column="target")
+    other, broken = (dataclasses.replace(one, path=str(folder / f"{name}.csv")) for name in ("two", "three"))
+    return {"plugin": one, "changed": other, "damaged": broken, "splits": ("train", "validation", "test")}
+
+
+def citations(folder):
+    data = os.environ.get("ASSAY_DATA_DIR") or pytest.skip(
+        "needs real data: set ASSAY_DATA_DIR to a folder with cora.npz"
+    )
+    paths = [str(Path(data).resolve() / name) for name in ("cora.npz", "citeseer.npz")]
+    (folder / "short.npz").write_bytes(Path(paths[0]).read_bytes()[:-5000])
+    one, other, broken = (Planetoid(path=path) for path in (*paths, str(folder / "short.npz")))
+    return {"plugin": one, "changed": other, "damaged": broken, "splits": ("train", "validation", "test")}
+
+
 SHIPPED = {
     "text_files": texts,
     "text_files, packed": packed,
@@ -111,6 +141,9 @@ SHIPPED = {
     "array_record": records,
     "mixture": mixed,
     "arithmetic": lambda folder: {"plugin": Arithmetic(held_out=0.2), "changed": Arithmetic(top=8)},
+    "karate": karate,
+    "molecules": molecules,
+    "planetoid": citations,
     "eight_schools": lambda folder: {"plugin": EightSchools(), "splits": ("train",)},
 }
 
@@ -124,7 +157,8 @@ def test_the_shipped_datasets_pass(name, tmp_path):
         "test_damaged_data_are_an_error",
         "test_integers_are_in_range",
         "test_gather_equals_single_reads",
-        "test_the_fingerprint_follows_the_data" if name == "eight_schools" else "",
+        "test_the_fingerprint_follows_the_data" if name in ("eight_schools", "karate") else "",
+        "test_processes_read_parts_of_one_order" if name in ("planetoid", "karate") else "",
     }
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -9,17 +10,40 @@ import numpy as np
 import optax
 import pytest
 
-from assay.testing import ScheduleKit
+from assay.testing import ScheduleKit, run
 from assay_plugins.schedules.constant import Constant
 from assay_plugins.schedules.cosine import Cosine
 from assay_plugins.schedules.linear import Linear
 from assay_plugins.schedules.wsd import WSD
 
+
+def sqrt_decay(step):
+    return 0.1 * (1 - 0.75 * np.sqrt(np.clip((step - 45) / 15, 0, 1)))
+
+
+# The warm-up's first rate is peak / (warmup_steps + 1). WSD of 60 steps decays over the last 12.
 SHIPPED = {
     "constant": (Constant(peak=0.1), optax.constant_schedule(0.1)),
+    "constant warmed up": (Constant(peak=0.1, warmup_steps=5), optax.warmup_constant_schedule(0.1 / 6, 0.1, 5)),
     "cosine": (Cosine(peak=0.1), optax.cosine_decay_schedule(0.1, 60)),
+    "cosine warmed up": (
+        Cosine(peak=0.1, warmup_steps=5, final=0.1),
+        optax.warmup_cosine_decay_schedule(0.1 / 6, 0.1, 5, 60, 0.01),
+    ),
     "linear": (Linear(peak=0.1), optax.linear_schedule(0.1, 0.0, 60)),
-    "wsd": (WSD(peak=0.1, warmup_steps=5), None),
+    "linear warmed up": (
+        Linear(peak=0.1, warmup_steps=5, final=0.1),
+        optax.piecewise_interpolate_schedule("linear", 0.1 / 6, {5: 6.0, 60: 0.1}),
+    ),
+    "wsd": (
+        WSD(peak=0.1, warmup_steps=5),
+        optax.piecewise_interpolate_schedule("linear", 0.1 / 6, {5: 6.0, 48: 1.0, 60: 0.0}),
+    ),
+    "wsd by cosine": (
+        WSD(peak=0.1, final=0.2, shape="cosine"),
+        optax.piecewise_interpolate_schedule("cosine", 0.1, {48: 1.0, 60: 0.2}),
+    ),
+    "wsd by root": (WSD(peak=0.1, final=0.25, decay_fraction=0.25, shape="sqrt"), sqrt_decay),
 }
 
 
@@ -29,6 +53,13 @@ def test_the_shipped_schedules_pass(name, kit_around, failures) -> None:
     assert failures(kit_around(ScheduleKit, plugin, reference=lambda self, total: reference)) == {}
 
 
+def test_with_an_experiment_the_run_is_as_long_as_the_experiment_s(kit_around) -> None:
+    kit = kit_around(ScheduleKit, Cosine(peak=0.1, warmup_steps=200), experiment=SimpleNamespace(steps=4000))
+    results = {r.name: r for r in run(kit)}
+    assert {r.status for r in results.values()} == {"passed", "skipped"}
+    assert "warmup_steps = 200" in results["test_a_run_of_one_step_has_a_rate"].detail
+
+
 @dataclasses.dataclass(frozen=True)
 class Of:
     """A schedule plugin of a function of the step."""
@@ -36,7 +67,13 @@ class Of:
     rate: Callable
 
     def build(self, total_steps: int) -> Callable:
+        if self.rate is from_first_to_last:
+            return lambda t: 0.1 * (1 - jnp.float32(t) / jnp.float32(total_steps - 1) / 2)
         return self.rate
+
+
+def from_first_to_last(step):
+    """Stands for a division by the steps but one, which is 0 in a run of one step."""
 
 
 class Forgetful:
@@ -54,6 +91,8 @@ MUTATIONS = {
     "negative": (lambda t: 0.1 - 0.01 * jnp.float32(t), "test_every_rate_is_finite_and_not_negative"),
     "0 at the start": (lambda t: 0.1 / jnp.float32(t), "test_every_rate_is_finite_and_not_negative"),
     "always 0": (lambda t: 0.0 * jnp.float32(t), "test_every_rate_is_finite_and_not_negative"),
+    "not for one step": (from_first_to_last, "test_a_run_of_one_step_has_a_rate"),
+    "late": (lambda t: jnp.where(jnp.asarray(t) > 60, jnp.nan, 0.1), "test_every_rate_is_finite_and_not_negative"),
     "branches": (lambda t: 0.1 if t < 5 else 0.05, "test_compiled_equals_eager"),
     "needs Python": (lambda t: 0.1 / (1 + t.bit_length()) if isinstance(t, int) else jnp.float32(0.1), "test_a_step_is_any_integer"),
     "eager alone": (

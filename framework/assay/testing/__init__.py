@@ -9,6 +9,7 @@ from assay import registry
 from assay.errors import PluginError
 from assay.experiment import Experiment
 from assay.registry import REQUIRED
+from assay.testing.dataset import DatasetKit
 from assay.testing.importer import ImporterKit
 from assay.testing.kit import ExpectedFailure, Kit, Result, check, run, skip
 from assay.testing.metric import MetricKit
@@ -17,10 +18,12 @@ from assay.testing.objective import ObjectiveKit
 from assay.testing.optimizer import OptimizerKit
 from assay.testing.parallelism import ParallelismKit
 from assay.testing.schedule import ScheduleKit
+from assay.testing.tokenizer import TokenizerKit
 from assay.testing.tracker import TrackerKit
 
 __all__ = [
     "KITS",
+    "DatasetKit",
     "ExpectedFailure",
     "ImporterKit",
     "Kit",
@@ -31,6 +34,7 @@ __all__ = [
     "ParallelismKit",
     "Result",
     "ScheduleKit",
+    "TokenizerKit",
     "TrackerKit",
     "check",
     "kit_of",
@@ -42,6 +46,8 @@ KITS: dict[str, type[Kit]] = {
     kit.kind: kit
     for kit in (
         ModelKit,
+        DatasetKit,
+        TokenizerKit,
         ObjectiveKit,
         MetricKit,
         OptimizerKit,

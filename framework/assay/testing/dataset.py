@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, TypeVar
 
@@ -51,8 +52,8 @@ class DatasetKit(Kit):
         """
         spec = self._new().spec()
         tops = {"label": (-1, spec.num_classes), "inputs": (0, spec.vocab_size), "targets": (-1, spec.vocab_size)}
-        found = {name: (low, top - 1) for name, (low, top) in tops.items() if top is not None}
-        return {name: pair for name, pair in found.items() if name in spec.elements}
+        integers = {name for name, array in spec.elements.items() if np.dtype(array.dtype).kind in "iu"}
+        return {name: (low, top - 1) for name, (low, top) in tops.items() if top is not None and name in integers}
 
     def changed(self) -> Dataset | None:
         """The plugin over data, or with settings, that give other examples."""
@@ -107,7 +108,7 @@ class DatasetKit(Kit):
             for index in (count, count + 1000):
                 error = _error_of(source.__getitem__, index)
                 assert isinstance(error, IndexError), (
-                    f"split '{split}' has {count} examples, and reading index {index} raises {error!r}; raise IndexError"
+                    f"split '{split}' has {count} examples, and reading index {index} raises {_said(error)}; raise IndexError"
                 )
 
     @check
@@ -232,7 +233,7 @@ class DatasetKit(Kit):
         count = min(3, len(source) // size)
         last = int(order.shuffled(np.asarray([count * size - 1]), len(source), 0)[0])
         whole = _first(_stream(source))[: count - 1]
-        with by_value(self), contextlib.closing(_stream(_Failing(source, last), workers=1)) as stream:
+        with by_value(self), _no_main(), contextlib.closing(_stream(_Failing(source, last), workers=1)) as stream:
             for number, expected in enumerate(whole):
                 try:
                     batch = next(stream)
@@ -240,7 +241,7 @@ class DatasetKit(Kit):
                     raise AssertionError(f"a worker process cannot read: {error}") from error
                 _same(batch, expected, f"batch {number} of a worker process", "of this one")
             failure = _error_of(next, stream)
-        assert isinstance(failure, DataError), f"a read that failed in a worker process raised {failure!r} here"
+        assert isinstance(failure, DataError), f"a read that failed in a worker process raised {_said(failure)} here"
         assert FAILURE in str(failure), f"the failure of a worker process does not say its cause: {failure}"
 
     @check
@@ -256,14 +257,16 @@ class DatasetKit(Kit):
                 source[index]
 
         error = _error_of(read_all)
-        assert isinstance(error, DataError), f"reading damaged data raised {error!r}; raise DataError naming the file"
+        assert isinstance(error, DataError), (
+            f"reading damaged data raised {_said(error)}; raise DataError naming the file"
+        )
 
     @check
     def test_an_unknown_split_is_named(self) -> None:
         """A split that there is not is a DataError that names those there are."""
         unknown = "no_such_split"
         error = _error_of(self._new().source, unknown)
-        assert isinstance(error, DataError), f"source('{unknown}') raised {error!r}; raise DataError"
+        assert isinstance(error, DataError), f"source('{unknown}') raised {_said(error)}; raise DataError"
         unnamed = [split for split in self._splits() if split not in str(error)]
         assert not unnamed, f"the error for an unknown split does not name {', '.join(unnamed)}: {error}"
 
@@ -327,18 +330,27 @@ def in_new_process(kit: Kit, function: Callable[[T], str], plugin: T) -> str:
 
 @contextlib.contextmanager
 def by_value(kit: Kit) -> Iterator[None]:
-    """What the kit's own module defines is pickled whole: no other process can import a test file or a notebook."""
-    module = sys.modules.get(type(kit).__module__)
-    if module is None or module.__name__.partition(".")[0] == "assay":
-        yield
-        return
-    known = module.__name__ in cloudpickle.list_registry_pickle_by_value()
-    cloudpickle.register_pickle_by_value(module)
+    """What the kit's own modules define is pickled whole: no other process can import a test file or a notebook."""
+    names = {c.__module__ for c in type(kit).__mro__ if c.__module__.partition(".")[0] not in ("assay", "builtins")}
+    modules = [sys.modules[n] for n in names - cloudpickle.list_registry_pickle_by_value() if n in sys.modules]
+    for module in modules:
+        cloudpickle.register_pickle_by_value(module)
     try:
         yield
     finally:
-        if not known:
+        for module in modules:
             cloudpickle.unregister_pickle_by_value(module)
+
+
+@contextlib.contextmanager
+def _no_main() -> Iterator[None]:
+    """Keep worker processes from running the main script again, which need not be guarded, nor be a file."""
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = types.ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
 
 
 def _found(plugin: Dataset, splits: Sequence[str]) -> str:
@@ -406,3 +418,7 @@ def _error_of(call: Callable[..., Any], *arguments: Any) -> Exception | None:
     except Exception as error:
         return error
     return None
+
+
+def _said(error: Exception | None) -> str:
+    return "nothing" if error is None else repr(error)

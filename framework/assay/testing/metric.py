@@ -82,11 +82,15 @@ class MetricKit(Kit):
     @check
     def test_examples_that_do_not_count_add_nothing(self) -> None:
         """Items of weight 0, even when they are not finite, change no value; a split of nothing has one too, perhaps NaN."""
-        counted, nothing = self.outcome(EXAMPLES), _emptied(self.outcome(8, 1))
-        with_padding = self._value([counted, nothing])
-        self._close(with_padding, self._value([counted]), "with and without a batch of weight 0")
-        values = self.plugin().compute(self._state(nothing))
-        assert values.keys() == with_padding.keys(), f"a split of nothing has values {list(values)}"
+        counted, nothing = self.outcome(EXAMPLES), self.outcome(8, 1)
+        nothing = _spoilt(dataclasses.replace(nothing, weights=jnp.zeros_like(nothing.weights)))
+        expected = self._value([counted])
+        self._close(self._value([_spoilt(counted)]), expected, "with items of weight 0 spoilt and as they were")
+        self._close(self._value([counted, nothing]), expected, "with and without a batch of weight 0")
+        empty = self._state(nothing)
+        for state in (empty, {k: np.zeros_like(v) for k, v in empty.items()}):  # zeros: as names are found before a run
+            values = self.plugin().compute(state)
+            assert values.keys() == expected.keys(), f"a split of nothing has values {list(values)}"
 
     @check
     def test_compiled_equals_eager(self) -> None:
@@ -163,7 +167,16 @@ def _by_item(function: Any, outcome: Outcome) -> Outcome:
     return dataclasses.replace(outcome, **{n: jax.tree.map(function, getattr(outcome, n)) for n in names})
 
 
-def _emptied(outcome: Outcome) -> Outcome:
-    """The outcome with weight 0 everywhere, and losses that are not numbers."""
-    losses, weights = jnp.full_like(outcome.losses, jnp.nan), jnp.zeros_like(outcome.weights)
-    return dataclasses.replace(outcome, losses=losses, weights=weights)
+def _spoilt(outcome: Outcome) -> Outcome:
+    """The outcome with losses and logits that are not numbers, and targets of -1, wherever the weight is 0."""
+    counts = outcome.weights > 0
+
+    def kept(values: Any, other: float) -> Any:
+        return (
+            None
+            if values is None
+            else jnp.where(counts.reshape(counts.shape + (1,) * (values.ndim - counts.ndim)), values, other)
+        )
+
+    losses, logits, targets = kept(outcome.losses, jnp.nan), kept(outcome.logits, jnp.nan), kept(outcome.targets, -1)
+    return dataclasses.replace(outcome, losses=losses, logits=logits, targets=targets)

@@ -99,26 +99,32 @@ class ObjectiveKit(Kit):
 
     @check
     def test_scalars_have_the_same_names_always(self) -> None:
-        """Every batch of training gives scalars of the same names, finite ones, so that they make curves."""
-        found = [self._outcome(*self._state(), self.batch(size), train=True).scalars for size in (1, BATCH)]
-        assert found[0].keys() == found[1].keys(), f"{sorted(found[0])} for one example, {sorted(found[1])} for {BATCH}"
-        wrong = [k for scalars in found for k, v in scalars.items() if not np.isfinite(v)]
-        assert not wrong, f"scalars that are not finite: {', '.join(wrong)}"
+        """Every batch of training gives scalars of the same names, finite ones, so that they make curves; so does evaluation."""
+        for train, mode in ((True, "training"), (False, "evaluation")):
+            one, many = (self._outcome(*self._state(), self.batch(n), train=train).scalars for n in (1, BATCH))
+            assert one.keys() == many.keys(), f"in {mode}: {sorted(one)} for one example, {sorted(many)} for {BATCH}"
+            wrong = [k for scalars in (one, many) for k, v in scalars.items() if not np.isfinite(v)]
+            assert not wrong, f"in {mode}: scalars that are not finite: {', '.join(wrong)}"
 
     @check
     def test_rows_that_only_pad_change_nothing(self) -> None:
-        """Rows masked out, whatever is in them, change neither the evaluated loss nor, for losses by example, the gradient."""
+        """Rows masked out, zeros or others, change neither the evaluated loss nor, for losses by example, training's, nor gradients."""
         batch, other = dict(self.batch(BATCH)), self.batch(2 * BATCH)
-        padded = {k: np.concatenate([v, np.asarray(other[k])[BATCH:]]) for k, v in batch.items()}
-        padded["mask"] = np.arange(2 * BATCH) < BATCH
-        self._close(self._total(padded), self._total(batch), "evaluated losses with and without padding")
-        if self.by_example:
-            self._close(self._mean(padded, False)[1], self._mean(batch, False)[1], "gradients with and without padding")
+        rows = {k: np.asarray(other[k])[BATCH:] for k in batch}
+        for fill, name in ((rows, "other rows"), ({k: np.zeros_like(v) for k, v in rows.items()}, "rows of zeros")):
+            padded = {k: np.concatenate([v, fill[k]]) for k, v in batch.items()}
+            padded["mask"] = np.arange(2 * BATCH) < BATCH
+            for train in self._comparable():
+                what = f"with and without {name} as padding, in {'training' if train else 'evaluation'}"
+                self._close(self._total(padded, train), self._total(batch, train), f"losses {what}")
+                if self.by_example:
+                    found, expected = self._mean(padded, train)[1], self._mean(batch, train)[1]
+                    self._close(found, expected, f"gradients {what}")
 
     @check
     def test_nothing_but_padding_is_no_loss(self) -> None:
         """A batch of masked rows alone has weight 0, loss 0 and gradients of 0, none of them NaN."""
-        batch = dict(self.batch(BATCH)) | {"mask": np.zeros(BATCH, np.bool_)}
+        batch = {k: np.zeros_like(v) for k, v in self.batch(BATCH).items()}  # as the pipeline pads
         total, weight = self._total(batch)
         assert total == 0, f"masked rows have a loss of {total}"
         assert weight == 0, f"masked rows have a weight of {weight}"
@@ -132,17 +138,21 @@ class ObjectiveKit(Kit):
             skip("its losses are not by example")
         batch = self.batch(BATCH)
         halves = [{k: v[part] for k, v in batch.items()} for part in (slice(0, 3), slice(3, None))]
-        parts = [self._total(half) for half in halves]
-        summed = tuple(a + b for a, b in zip(*parts, strict=True))
-        self._close(summed, self._total(batch), "totals of the parts and of the whole")
+        for train in self._comparable():
+            parts = [self._total(half, train) for half in halves]
+            summed = tuple(a + b for a, b in zip(*parts, strict=True))
+            what = f"totals of the parts and of the whole, in {'training' if train else 'evaluation'},"
+            self._close(summed, self._total(batch, train), what)
 
     @check
     def test_evaluation_is_a_function_of_the_batch(self) -> None:
-        """With train=False and rngs=None the same batch gives the same bits, compiled and again."""
+        """With train=False and rngs=None the same batch gives the same bits, called again and compiled again."""
         network, variables = self._state()
-        call = jax.jit(functools.partial(self._outcome, network))
-        one, two = (jax.device_get(call(variables, self.batch(BATCH))) for _ in range(2))
-        assert np.array_equal(one.losses, two.losses, equal_nan=True), "two evaluations of one batch differ"
+        calls = [jax.jit(functools.partial(self._outcome, network)) for _ in range(2)]  # each is traced
+        found = [jax.device_get(call(variables, self.batch(BATCH)).losses) for call in (calls[0], *calls)]
+        for other, how in zip(found[1:], ("called", "compiled"), strict=True):
+            same = np.array_equal(found[0], other, equal_nan=True)
+            assert same, f"two evaluations of one batch, {how} again, differ; what is random in them takes a fixed key"
 
     @check
     def test_a_mesh_of_devices_changes_nothing(self) -> None:
@@ -173,17 +183,31 @@ class ObjectiveKit(Kit):
         frozen = jax.jit(network.init_frozen)(jax.random.key(0))
         return network, (jax.tree.unflatten(structure, noisy), frozen, stats)
 
-    def _outcome(self, network: Network, variables: Variables, batch: Any, *, train: bool = False) -> Outcome:
+    def _comparable(self) -> tuple[bool, ...]:
+        """Values of `train` in which the losses of some examples do not depend on others beside them.
+
+        Training is left out where it draws, and where the network takes statistics of the batch, as batch norm does.
+        """
+        network, _ = self._state()
+        if not self.by_example or network.stats:
+            return (False,)
+        drawn = [self._total(self.batch(BATCH), True, seed) for seed in (2, 3)]
+        return (False, True) if drawn[0] == drawn[1] else (False,)
+
+    def _outcome(
+        self, network: Network, variables: Variables, batch: Any, *, train: bool = False, seed: int = 2
+    ) -> Outcome:
         params, frozen, stats = variables
         module = network.merge(params, stats, frozen=frozen)
-        rngs = nnx.Rngs(jax.random.key(2)) if train else None
+        rngs = nnx.Rngs(jax.random.key(seed)) if train else None
         arrays = {k: jnp.asarray(v) for k, v in batch.items()}
         return self.plugin()(module, arrays, train=train, rngs=rngs).masked(arrays["mask"])
 
-    def _total(self, batch: Any) -> tuple[float, float]:
-        """(sum of losses, sum of weights) in evaluation."""
+    def _total(self, batch: Any, train: bool = False, seed: int = 2) -> tuple[float, float]:
+        """(sum of losses, sum of weights), in evaluation unless said otherwise."""
         network, variables = self._state()
-        total, weight = jax.jit(lambda v, b: self._outcome(network, v, b).total())(variables, batch)
+        call = functools.partial(self._outcome, network, train=train, seed=seed)
+        total, weight = jax.jit(lambda v, b: call(v, b).total())(variables, batch)
         return float(total), float(weight)
 
     def _mean(self, batch: Any, train: bool = True) -> tuple[Any, Any]:

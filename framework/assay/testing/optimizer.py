@@ -30,6 +30,7 @@ SHAPES = {"table": (24, 16), "kernel": (16, 32), "bias": (32,), "scale": (16,)}
 class OptimizerKit(Kit):
     """Checks of an optimizer plugin, on a regression with an embedding, a matrix, a bias and a scale.
 
+    It is built for a run of 20 steps or, with an experiment, of that experiment's, whose first 20 are then taken.
     reference(total_steps): the transformation whose updates it must give, such as optax's; None where there is nothing to compare with.
     tolerance: largest relative difference of updates between compilations, devices and the reference.
     """
@@ -47,7 +48,7 @@ class OptimizerKit(Kit):
 
     @check
     def test_updates_are_like_the_parameters(self) -> None:
-        """Updates have the parameters' names and shapes, in fp32; params, state and gradients stay as they were given."""
+        """Updates have the parameters' names and shapes, in fp32; the state keeps its shapes and dtypes."""
         params, optimizer = _params(), self._optimizer()
         before = optimizer.init(params)
         updates, after = optimizer.update(jax.grad(_loss)(params), before, params)
@@ -79,11 +80,12 @@ class OptimizerKit(Kit):
 
     @check
     def test_the_learning_rate_is_finite_and_not_negative(self) -> None:
-        """`learning_rate_at` gives a finite number of at least 0 for every step, 0 and the last included."""
-        schedule = self.plugin().learning_rate_at(STEPS)
-        rates = [float(schedule(step)) for step in range(STEPS)]
-        assert all(math.isfinite(r) and r >= 0 for r in rates), f"learning rates {rates}"
-        assert max(rates) > 0, "the learning rate is 0 at every step"
+        """`learning_rate_at`, under jit, gives a finite number of at least 0 for every step, 0 and the last included."""
+        schedule = self.plugin().learning_rate_at(self._total)
+        rates = np.asarray(jax.jit(jax.vmap(schedule))(jnp.arange(self._total)), np.float64)
+        wrong = [f"step {i}: {rates[i]}" for i in np.flatnonzero(~(np.isfinite(rates) & (rates >= 0)))]
+        assert not wrong, f"learning rates of {'; '.join(wrong[:5])}"
+        assert rates.max() > 0, "the learning rate is 0 at every step"
 
     @check
     def test_compiled_equals_eager(self) -> None:
@@ -143,7 +145,7 @@ class OptimizerKit(Kit):
     @check
     def test_it_equals_its_reference(self) -> None:
         """The updates of 20 steps are those of `reference(total_steps)`, where the kit has one."""
-        reference = self.reference(STEPS)
+        reference = self.reference(self._total)
         if reference is None:
             skip("there is nothing to compare with: define reference(total_steps)")
         _, mine, _ = self._train(STEPS)
@@ -151,8 +153,12 @@ class OptimizerKit(Kit):
         moved = [jax.tree.map(jnp.subtract, tree, _params()) for tree in (mine, theirs)]
         self._close(moved[0], moved[1], "the way of the parameters, here and with the reference,")
 
+    @property
+    def _total(self) -> int:
+        return STEPS if self.experiment is None else self.experiment.steps
+
     def _optimizer(self) -> optax.GradientTransformation:
-        return self.plugin().build(STEPS, AXES)
+        return self.plugin().build(self._total, AXES)
 
     def _train(
         self, steps: int, start: tuple[Any, Any] | None = None, optimizer: optax.GradientTransformation | None = None

@@ -70,6 +70,8 @@ class Records:
         return len(self._records)
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
         try:
             return unpack(self._records[index])
         except Exception as error:  # the reader raises what its C++ gives
