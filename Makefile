@@ -3,9 +3,13 @@ PYTHON ?= $(shell for p in python3.12 python3.11 python3; do \
 	$$p -c 'import sys; sys.exit(not ((3, 11) <= sys.version_info[:2] <= (3, 12)))' 2>/dev/null && echo $$p && break; done)
 VENV := .venv
 BIN := $(VENV)/bin
+PARITY := .venv-parity
+# On Linux the index's torch is a CUDA build of gigabytes; let pip find PyTorch's CPU build (PIP_EXTRA_INDEX_URL) to do without.
+# So torch is not in the lock: which file is right, and its hash, depends on the machine.
+PARITY_TORCH ?= torch==2.13.0
 UV_VERSION := $(shell sed -n 's/^uv==\([0-9.]*\).*/\1/p' requirements.lock)
 
-.PHONY: demo test check lock clean
+.PHONY: demo test check parity lock clean
 
 demo: $(VENV)/.ready  ## train the language model on real text, evaluate it, sample from it
 	$(BIN)/assay run experiments/lm_code.gin
@@ -22,6 +26,11 @@ check: $(VENV)/.ready  ## ruff, mypy and import-linter
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+parity: $(VENV)/.ready $(PARITY)/.ready  ## imported weights against the transformers library, which has an environment of its own
+	rm -rf $(PARITY)/cases
+	$(PARITY)/bin/python tests/parity/make_cases.py $(PARITY)/cases
+	ASSAY_PARITY_CASES=$(abspath $(PARITY)/cases) $(BIN)/python -m pytest -n 0 tests/parity $(PYTEST_ARGS)
+
 $(VENV)/.ready: requirements.lock pyproject.toml
 	@test -n "$(PYTHON)" || { echo "Assay needs Python 3.11 or 3.12, and found neither; set PYTHON=/path/to/python" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
@@ -30,9 +39,17 @@ $(VENV)/.ready: requirements.lock pyproject.toml
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
 	touch $@
 
+$(PARITY)/.ready: tests/parity/requirements.lock | $(VENV)/.ready
+	$(PYTHON) -m venv $(PARITY)
+	$(BIN)/uv pip install --quiet --python $(PARITY)/bin/python --require-hashes --requirements tests/parity/requirements.lock
+	$(PARITY)/bin/python -m pip install --quiet --disable-pip-version-check $(PARITY_TORCH)
+	touch $@
+
 lock:  ## resolve the dependencies again, for Python 3.11 and 3.12
 	$(BIN)/uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --generate-hashes \
 		--no-emit-index-url --no-emit-find-links --custom-compile-command 'make lock' --output-file requirements.lock
+	$(BIN)/uv pip compile tests/parity/requirements.in --universal --python-version 3.11 --generate-hashes \
+		--no-emit-index-url --no-emit-find-links --custom-compile-command 'make lock' --output-file tests/parity/requirements.lock
 
 clean:
-	rm -rf $(VENV)
+	rm -rf $(VENV) $(PARITY)

@@ -96,7 +96,7 @@ class MetricKit(Kit):
     def test_compiled_equals_eager(self) -> None:
         """jit changes no value more than rounding does."""
         outcome = self.outcome(EXAMPLES)
-        eager, compiled = self._update(outcome), jax.jit(self._update)(outcome)
+        eager, compiled = self._update(outcome), self._compiled(outcome)
         self._close(compiled, eager, "compiled and eager states")
 
     @check
@@ -108,9 +108,7 @@ class MetricKit(Kit):
         mesh = jax.sharding.Mesh(np.array(jax.devices()[:8]), ("batch",))
         places = [jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*axes)) for axes in ((), ("batch",))]
         divided = _by_item(lambda x: jax.device_put(x, places[1]), jax.device_put(outcome, places[0]))
-        self._close(
-            jax.jit(self._update)(divided), jax.jit(self._update)(outcome), "states on eight devices and on one"
-        )
+        self._close(self._compiled(divided), self._compiled(outcome), "states on eight devices and on one")
 
     @check
     def test_values_are_numbers_by_name(self) -> None:
@@ -137,9 +135,13 @@ class MetricKit(Kit):
     def _update(self, outcome: Outcome) -> dict[str, jax.Array]:
         return self.plugin().update(outcome, self.spec())
 
+    @functools.cached_property
+    def _compiled(self) -> Any:
+        return jax.jit(self._update)
+
     def _state(self, outcome: Outcome) -> State:
-        """The state of a batch as the core keeps it: in float64 on the host."""
-        return {k: np.asarray(v, np.float64) for k, v in jax.device_get(self._update(outcome)).items()}
+        """The state of a batch as the core makes and keeps it: under jit, then in float64 on the host."""
+        return {k: np.asarray(v, np.float64) for k, v in jax.device_get(self._compiled(outcome)).items()}
 
     def _value(self, outcomes: list[Outcome]) -> dict[str, float]:
         metric = self.plugin()

@@ -288,7 +288,9 @@ def _layouts(network: Network) -> list[Layout]:
 
 def _fits(network: Network, parallelism: _Spread, devices: list[jax.Device]) -> bool:
     try:
-        parameter_shardings(make_layout(parallelism, devices), network.params, network.axes)
+        layout = make_layout(parallelism, devices)
+        parameter_shardings(layout, network.params, network.axes)
+        parameter_shardings(layout, network.frozen, network.frozen_axes)
     except LayoutError:
         return False
     return True

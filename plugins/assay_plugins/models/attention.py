@@ -1,6 +1,8 @@
 """Multi-head attention with grouped keys: the function, and the layer with its projections and its key-value cache."""
 
+import functools
 import math
+import operator
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +25,7 @@ def attention(
     value: Float[Array, "batch keys kv_heads head_dim"],
     *,
     causal: bool,
+    window: int | None = None,
     offset: int | Int[Array, ""] = 0,
     segment_ids: Int[Array, "batch seq"] | None = None,
     dropout_rate: float = 0.0,
@@ -31,7 +34,8 @@ def attention(
     """softmax(query key^T / sqrt(head_dim)) value (Vaswani et al. 2017, arXiv:1706.03762, eq. 1); softmax in fp32.
 
     heads: a multiple of kv_heads; consecutive query heads share a key head (Ainslie et al. 2023, arXiv:2305.13245).
-    causal: query i attends to keys up to i + offset. segment_ids: attend within the same segment only (keys = seq).
+    causal: query i attends to keys up to i + offset, with a window to the last `window` of them only.
+    segment_ids: attend within the same segment only (keys = seq).
     """
     batch, seq, heads, head_dim = query.shape
     kv_heads, keys = key.shape[2], key.shape[1]
@@ -43,7 +47,7 @@ def attention(
     )
     scores = jnp.einsum("bknd,bskd->bkns", grouped, key, preferred_element_type=jnp.float32) / math.sqrt(head_dim)
     scores = scores.reshape(batch, heads, seq, keys)
-    mask = _mask(seq, keys, causal, offset, segment_ids)
+    mask = _mask(seq, keys, causal, window, offset, segment_ids)
     if mask is not None:
         scores = jnp.where(mask, scores, MASKED)
     weights = dropout(jax.nn.softmax(scores, axis=-1).astype(value.dtype), dropout_rate, dropout_key)
@@ -52,16 +56,24 @@ def attention(
 
 
 def _mask(
-    seq: int, keys: int, causal: bool, offset: int | Int[Array, ""], segment_ids: Int[Array, "batch seq"] | None
+    seq: int,
+    keys: int,
+    causal: bool,
+    window: int | None,
+    offset: int | Int[Array, ""],
+    segment_ids: Int[Array, "batch seq"] | None,
 ) -> Bool[Array, "rows 1 seq keys"] | None:
     """True where a query may attend to a key; None for everywhere."""
     parts = []
     if causal:
-        rows = jax.lax.broadcasted_iota(jnp.int32, (1, 1, seq, keys), 2)
-        parts.append(jax.lax.broadcasted_iota(jnp.int32, (1, 1, seq, keys), 3) <= rows + offset)
+        last = jax.lax.broadcasted_iota(jnp.int32, (1, 1, seq, keys), 2) + offset
+        columns = jax.lax.broadcasted_iota(jnp.int32, (1, 1, seq, keys), 3)
+        parts.append(columns <= last)
+        if window is not None:
+            parts.append(columns > last - window)
     if segment_ids is not None:
         parts.append((segment_ids[:, :, None] == segment_ids[:, None, :])[:, None])
-    return None if not parts else parts[0] if len(parts) == 1 else parts[0] & parts[1]
+    return functools.reduce(operator.and_, parts) if parts else None
 
 
 class Attention(nnx.Module):
@@ -85,14 +97,18 @@ class Attention(nnx.Module):
         init: Initializer,
         out_init: Initializer,
         rngs: nnx.Rngs,
+        out_bias: bool | None = None,
+        window: int | None = None,
     ) -> None:
-        self.causal, self.dropout_rate = causal, dropout_rate
+        """biases: of queries, keys and values; out_bias: of the projection back, None for the same."""
+        self.causal, self.window, self.dropout_rate = causal, window, dropout_rate
         embed, keys = {"embed": width}, {"kv_heads": kv_heads, "head_dim": head_dim}
         queries = {"heads": heads, "head_dim": head_dim}
         self.query = Linear(embed, queries, init=init, bias=biases, rngs=rngs)
         self.key = Linear(embed, keys, init=init, bias=biases, rngs=rngs)
         self.value = Linear(embed, keys, init=init, bias=biases, rngs=rngs)
-        self.out = Linear(queries, embed, init=out_init, bias=biases, rngs=rngs)
+        last = biases if out_bias is None else out_bias
+        self.out = Linear(queries, embed, init=out_init, bias=last, rngs=rngs)
         norms = [qk_norm and make_norm(qk_norm, "head_dim", head_dim, epsilon=norm_epsilon, bias=False) for _ in "qk"]
         self.query_norm, self.key_norm = norms
 
@@ -111,6 +127,7 @@ class Attention(nnx.Module):
             key,
             value,
             causal=self.causal,
+            window=self.window,
             segment_ids=segment_ids,
             dropout_rate=self.dropout_rate,
             dropout_key=dropout_key,
@@ -132,7 +149,12 @@ class Attention(nnx.Module):
             for old, part in zip(cache, new, strict=True)
         )
         mixed = attention(
-            query, keys.astype(query.dtype), values.astype(query.dtype), causal=self.causal, offset=position
+            query,
+            keys.astype(query.dtype),
+            values.astype(query.dtype),
+            causal=self.causal,
+            window=self.window,
+            offset=position,
         )
         return self.out(mixed), (keys, values)
 

@@ -11,9 +11,12 @@ from jaxtyping import Array, Float, Int
 from assay.parallel.constrain import constrain
 from assay_plugins.models.attention import Attention, Cache
 from assay_plugins.models.layers import Initializer, Linear, Norm, dropout, gelu, make_norm, normal
+from assay_plugins.models.moe import Experts
 from assay_plugins.models.rope import Rotation
 
 Activation = Literal["gelu", "gelu_tanh", "swiglu"]
+Place = Literal["qkv", "out", "mlp", "norm"]
+Biases = bool | tuple[Place, ...]
 STD = 0.02
 
 
@@ -31,9 +34,16 @@ class BlockOptions:
     norm: Norm = "layernorm"
     activation: Activation = "gelu"
     qk_norm: bool = False
-    biases: bool = True
+    biases: Biases = True
     norm_epsilon: float = 1e-5
     dropout: float = 0.0
+    window: int | None = None
+    experts: int | None = None
+    experts_per_token: int = 2
+
+    def has_bias(self, place: Place) -> bool:
+        """Whether the maps, or LayerNorms, of that place have biases."""
+        return self.biases if isinstance(self.biases, bool) else place in self.biases
 
     @property
     def init(self) -> Initializer:
@@ -52,14 +62,16 @@ class Block(nnx.Module):
     def __init__(self, options: BlockOptions, rngs: nnx.Rngs) -> None:
         o = options
         self.dropout_rate = o.dropout
-        self.attention_norm = make_norm(o.norm, "embed", o.width, epsilon=o.norm_epsilon, bias=o.biases)
+        self.attention_norm = make_norm(o.norm, "embed", o.width, epsilon=o.norm_epsilon, bias=o.has_bias("norm"))
         self.attention = Attention(
             width=o.width,
             heads=o.heads,
             kv_heads=o.kv_heads,
             head_dim=o.head_dim,
             causal=o.causal,
-            biases=o.biases,
+            biases=o.has_bias("qkv"),
+            out_bias=o.has_bias("out"),
+            window=o.window,
             qk_norm=o.norm if o.qk_norm else None,
             norm_epsilon=o.norm_epsilon,
             dropout_rate=o.dropout,
@@ -67,8 +79,8 @@ class Block(nnx.Module):
             out_init=o.residual_init,
             rngs=rngs,
         )
-        self.mlp_norm = make_norm(o.norm, "embed", o.width, epsilon=o.norm_epsilon, bias=o.biases)
-        self.mlp = FeedForward(o, rngs)
+        self.mlp_norm = make_norm(o.norm, "embed", o.width, epsilon=o.norm_epsilon, bias=o.has_bias("norm"))
+        self.mlp = FeedForward(o, rngs) if o.experts is None else make_experts(o, rngs)
 
     def __call__(
         self,
@@ -106,10 +118,10 @@ class FeedForward(nnx.Module):
         o = options
         embed, mlp = {"embed": o.width}, {"mlp": o.mlp_width}
         self.activation = o.activation
-        gated = o.activation == "swiglu"
-        self.gate = Linear(embed, mlp, init=o.init, bias=o.biases, rngs=rngs) if gated else None
-        self.up = Linear(embed, mlp, init=o.init, bias=o.biases, rngs=rngs)
-        self.down = Linear(mlp, embed, init=o.residual_init, bias=o.biases, rngs=rngs)
+        gated, bias = o.activation == "swiglu", o.has_bias("mlp")
+        self.gate = Linear(embed, mlp, init=o.init, bias=bias, rngs=rngs) if gated else None
+        self.up = Linear(embed, mlp, init=o.init, bias=bias, rngs=rngs)
+        self.down = Linear(mlp, embed, init=o.residual_init, bias=bias, rngs=rngs)
 
     def __call__(self, x: Float[Array, "batch seq width"]) -> Float[Array, "batch seq width"]:
         """Each position for itself."""
@@ -119,3 +131,17 @@ class FeedForward(nnx.Module):
         else:
             hidden = gelu(up) if self.activation == "gelu" else jax.nn.gelu(up, approximate=True)
         return self.down(constrain(hidden, "batch", "sequence", "act_mlp"))
+
+
+def make_experts(options: BlockOptions, rngs: nnx.Rngs) -> Experts:
+    """The mixture of experts of a block that has one."""
+    o = options
+    return Experts(
+        width=o.width,
+        mlp_width=o.mlp_width,
+        experts=o.experts or 1,
+        chosen=o.experts_per_token,
+        init=o.init,
+        out_init=o.residual_init,
+        rngs=rngs,
+    )

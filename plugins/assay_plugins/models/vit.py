@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 from assay.data.spec import DataSpec
 from assay.outcome import Batch
 from assay.parallel.constrain import constrain
-from assay_plugins.models.block import Block, BlockOptions
+from assay_plugins.models.block import Biases, Block, BlockOptions
 from assay_plugins.models.checks import at_least, divides, fraction
 from assay_plugins.models.layers import Linear, aligned, dropout, dropout_key, make_norm
 from assay_plugins.models.specs import images_of
@@ -24,6 +24,7 @@ class ViT:
     patch: side of a square patch, in pixels. width: of the residual stream. layers: blocks. heads: of attention.
     mlp_width: hidden width of the feed-forward; None for 4 width.
     pooling: the head reads an extra token (cls) or the mean over patches, either after the last norm.
+    norm_epsilon, activation: as the transformer's. biases: in every map and norm of the blocks, or a list of where, as the transformer's.
     dropout: rate after the embedding, in the attention weights and at the end of each branch, in training.
     """
 
@@ -35,6 +36,8 @@ class ViT:
     pooling: Literal["cls", "mean"] = "cls"
     dropout: float = 0.0
     norm_epsilon: float = 1e-6
+    activation: Literal["gelu", "gelu_tanh"] = "gelu"
+    biases: Biases = True
 
     def __post_init__(self) -> None:
         """Raise ValueError for sizes out of range or that do not divide one another."""
@@ -54,6 +57,8 @@ class ViT:
             mlp_width=self.mlp_width or 4 * self.width,
             causal=False,
             norm_epsilon=self.norm_epsilon,
+            activation=self.activation,
+            biases=self.biases,
             dropout=self.dropout,
         )
 

@@ -1,0 +1,1 @@
+"""Importer plugins: models that other libraries trained."""
