@@ -25,6 +25,7 @@ from assay_plugins.datasets.digits import Digits
 from assay_plugins.datasets.eight_schools import EightSchools
 from assay_plugins.datasets.hf_datasets import HFDatasets
 from assay_plugins.datasets.image_folder import ImageFolder
+from assay_plugins.datasets.iris_sepals import IrisSepals
 from assay_plugins.datasets.karate import Karate
 from assay_plugins.datasets.mixture import Mixture
 from assay_plugins.datasets.molecules import Molecules
@@ -144,6 +145,10 @@ SHIPPED = {
     "karate": karate,
     "molecules": molecules,
     "planetoid": citations,
+    "iris_sepals": lambda folder: {
+        "plugin": IrisSepals(validation_fraction=0.2),
+        "changed": IrisSepals(validation_fraction=0.2, seed=1),
+    },
     "eight_schools": lambda folder: {"plugin": EightSchools(), "splits": ("train",)},
 }
 

@@ -38,5 +38,5 @@ class ELBO:
         if not train or rngs is None:
             return evaluated(module, batch)
         bound = module.bound(batch, rngs.guide(), self.particles)
-        losses = bound.misfit + bound.divergence / module.examples
+        losses = bound.misfit + bound.divergence / module.problem.examples
         return Outcome(losses, jnp.ones_like(losses), scalars={"divergence": bound.divergence})

@@ -41,5 +41,5 @@ class MCMC:
         if not train or rngs is None:
             return evaluated(module, batch)
         scalars = module.advance(batch, rngs.chains())
-        losses = jnp.full(batch["mask"].shape, scalars["potential_energy"] / module.examples)
+        losses = jnp.full(batch["mask"].shape, scalars["potential_energy"] / module.problem.examples)
         return Outcome(losses, jnp.ones_like(losses), scalars=scalars)

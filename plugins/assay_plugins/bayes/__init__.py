@@ -1,0 +1,1 @@
+"""Bayesian models: NumPyro programs, and what variational inference and sampling share."""
