@@ -58,6 +58,7 @@ def test_entries_of_all_kinds_are_in_the_order_of_kinds() -> None:
             "schedule",
             "parallelism",
             "tracker",
+            "importer",
         ].index,
     )
     assert {"transformer", "mlp"} <= {e.name for e in registry.entries("model")}
