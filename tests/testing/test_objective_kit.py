@@ -11,8 +11,8 @@ from assay.outcome import Outcome
 from assay.testing import ObjectiveKit
 from assay_plugins.datasets.arithmetic import Arithmetic
 from assay_plugins.datasets.digits import Digits
+from assay_plugins.models.dit import DiT
 from assay_plugins.models.transformer import Transformer
-from assay_plugins.models.unet import UNet
 from assay_plugins.models.with_reference import WithReference
 from assay_plugins.objectives.classification import Classification
 from assay_plugins.objectives.ddpm import DDPM
@@ -30,7 +30,7 @@ def sums(self, size: int):
 
 # Training draws noise by the place in the batch, so a part of a batch has other noise than the whole.
 OF_DIGITS = {
-    "model": lambda self: UNet(widths=(8, 16), blocks=1),
+    "model": lambda self: DiT(patch=4, width=32, layers=1, heads=4),
     "spec": lambda self: Digits().spec(),
     "by_example": False,
 }

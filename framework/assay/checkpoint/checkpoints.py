@@ -6,6 +6,7 @@ item `extra`, JSON with all the rest that is needed to go on (data iterator, con
 
 import errno
 import logging
+import traceback
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,8 +20,19 @@ FORMAT = 1
 _policy = ocp.checkpoint_managers
 T = TypeVar("T")
 
+
+class _Reported(logging.Filter):
+    """Drops asyncio's report of a write that failed in Orbax and that nobody awaited: the failure itself is raised."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """False for such a report."""
+        trace = record.exc_info[2] if record.exc_info else None
+        return not any("orbax" in frame.filename for frame in traceback.extract_tb(trace))
+
+
 # Orbax narrates every save, and logs in full each error that it raises as well.
 logging.getLogger("absl").setLevel(logging.CRITICAL)
+logging.getLogger("asyncio").addFilter(_Reported())
 
 
 class Checkpoints:

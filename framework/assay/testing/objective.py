@@ -227,7 +227,7 @@ class ObjectiveKit(Kit):
 
     def _close(self, found: Any, expected: Any, what: str) -> None:
         pairs = list(zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True))
-        largest = max(float(np.max(np.abs(b), initial=0.0)) for _, b in pairs)
+        largest = max((float(np.max(np.abs(b), initial=0.0)) for _, b in pairs), default=0.0)
         for a, b in pairs:
             one, two = np.asarray(a, np.float64), np.asarray(b, np.float64)
             # Some gradients are 0 but for rounding, such as that of attention's key bias: those are held against the others.
