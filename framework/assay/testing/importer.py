@@ -96,7 +96,7 @@ class ImporterKit(Kit):
             imported.write(found, Path(folder) / "to", origin={})
             back = load_file(Path(folder) / "to" / imported.PARAMETERS)
             assert back.keys() == found.parameters.keys(), "names changed"
-            assert all(np.array_equal(back[k], x) for k, x in found.parameters.items()), "values changed"
+            assert all(np.array_equal(x, found.parameters[k]) for k, x in back.items()), "values changed"
 
     @check
     def test_files_that_are_not_there_or_damaged_are_named(self) -> None:
