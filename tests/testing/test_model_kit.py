@@ -2,12 +2,14 @@
 
 import dataclasses
 import unittest
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 import pytest
 from flax import nnx
 
+from assay.checkpoint.checkpoints import Checkpoints
 from assay.parallel.constrain import constrain
 from assay.testing.examples import SPECS
 from assay.testing.kit import run
@@ -138,6 +140,48 @@ def test_a_declared_failure_is_skipped_with_its_reason_and_a_declared_success_fa
     unknown = type("Unknown", (OnImages,), {"expected_failures": {"test_the_parameter_count": "none"}})
     with pytest.raises(ValueError, match="Did you mean"):
         getattr(unknown(), name)()
+
+
+KEPT: list[jax.Array] = []
+
+
+class Greedy(Flawed):
+    def build(self, spec, rngs):
+        with jax.ensure_compile_time_eval():
+            KEPT.append(jnp.ones((8, 8)))
+        return super().build(spec, rngs)
+
+
+def test_a_model_that_makes_arrays_while_it_is_described_is_caught(kit_around):
+    kit = kit_around(OnImages, Greedy())
+    with pytest.raises(AssertionError, match="arrays were made"):
+        kit.test_it_is_described_without_memory()
+
+
+@dataclasses.dataclass(frozen=True)
+class Rematerialised:
+    remat: Literal["none", "full"] = "none"
+
+    def build(self, spec, rngs):
+        net = Net("", spec, rngs)
+        if self.remat == "full":
+            net.head[...] = net.head[...] * 1.01
+        return net
+
+
+def test_rematerialisation_that_changes_gradients_is_caught(kit_around):
+    kit = kit_around(OnImages, Rematerialised())
+    with pytest.raises(AssertionError, match="gradients with remat='none' and 'full' differ"):
+        kit.test_rematerialisation_changes_nothing()
+
+
+def test_a_checkpoint_that_loses_a_bit_is_caught(kit_around, monkeypatch):
+    # Orbax keeps whatever a model has, so the mistake is planted in the core.
+    restore = Checkpoints.restore
+    nudged = lambda self, step, wanted: jax.tree.map(lambda x: jnp.nextafter(x, 9.0), restore(self, step, wanted))
+    monkeypatch.setattr(Checkpoints, "restore", nudged)
+    with pytest.raises(AssertionError, match="the restored arrays differ"):
+        kit_around(OnImages, Flawed()).test_a_checkpoint_restores_every_bit()
 
 
 class TestThroughPytest(OnImages):
