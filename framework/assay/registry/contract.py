@@ -83,7 +83,7 @@ def _hints(plugin: Callable[..., Any]) -> dict[str, Any]:
 
 
 def _default(plugin: Callable[..., Any], parameter: inspect.Parameter) -> Any:
-    """The default value; a dataclass's `default_factory` is called, since its signature shows a placeholder."""
+    """The default value; a dataclass's `default_factory` is called, since its signature does not show what that makes."""
     if dataclasses.is_dataclass(plugin):
         field = next((f for f in dataclasses.fields(plugin) if f.name == parameter.name), None)
         if field is not None and field.default_factory is not dataclasses.MISSING:

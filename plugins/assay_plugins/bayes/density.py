@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 
 from assay.errors import PluginError
 from assay.outcome import Batch
-from assay_plugins.bayes.library import library
+from assay_plugins.bayes.optional import load_numpyro
 from assay_plugins.bayes.program import Problem
 
 Position = Mapping[str, Array]
@@ -42,7 +42,7 @@ class Joint:
 
 def joint(problem: Problem, position: Position, batch: Batch) -> Joint:
     """The program at `position`. Differentiable; handles supports that depend on other sites."""
-    numpyro, dist = library()
+    numpyro, dist = load_numpyro()
     jacobians: list[Array] = []
 
     def value_of(site: Mapping[str, Any]) -> Array | None:
@@ -86,7 +86,7 @@ def latent_shapes(problem: Problem) -> dict[str, tuple[int, ...]]:
 
 
 def _shapes(problem: Problem, rows: int) -> dict[str, tuple[int, ...]]:
-    numpyro, dist = library()
+    numpyro, dist = load_numpyro()
     found: dict[str, tuple[int, ...]] = {}
 
     def run(batch: Batch) -> None:

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from scipy.special import ndtri
 from scipy.stats import rankdata
 
-from assay_plugins.bayes.library import library
+from assay_plugins.bayes.optional import load_numpyro
 
 LEAST_DRAWS = 4  # of each chain; with fewer its halves have no variance
 
@@ -18,7 +18,7 @@ def r_hat(draws: Float[np.ndarray, "chains draws"]) -> float:
     """The larger of the split R-hats of normalised ranks and of folded ones; 1 when the chains agree, NaN for too few draws."""
     if draws.shape[1] < LEAST_DRAWS:
         return float("nan")
-    numpyro, _ = library()
+    numpyro, _ = load_numpyro()
     both = (draws, np.abs(draws - np.median(draws)))
     return max(float(numpyro.diagnostics.gelman_rubin(_normal_scores(_halves(x)))) for x in both)
 
@@ -57,5 +57,5 @@ def _normal_scores(draws: Float[np.ndarray, "chains draws"]) -> Float[np.ndarray
 
 def _size(draws: Float[np.ndarray, "chains draws"]) -> float:
     """numpyro's effective sample size, bounded as Stan's by size * log10(size)."""
-    numpyro, _ = library()
+    numpyro, _ = load_numpyro()
     return min(float(numpyro.diagnostics.effective_sample_size(draws)), draws.size * float(np.log10(draws.size)))

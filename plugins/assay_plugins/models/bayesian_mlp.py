@@ -11,7 +11,7 @@ from jaxtyping import Array
 
 from assay.data.spec import DataSpec
 from assay.outcome import Batch
-from assay_plugins.bayes.library import library
+from assay_plugins.bayes.optional import load_numpyro
 from assay_plugins.bayes.program import Program
 from assay_plugins.models.checks import at_least
 from assay_plugins.models.specs import vectors_of
@@ -40,7 +40,7 @@ class BayesianMLP(Program):
 
     def program(self, batch: Batch, spec: DataSpec) -> None:
         """Sites kernel_0, bias_0, ... . Raises ConfigError for other data."""
-        numpyro, dist = library()
+        numpyro, dist = load_numpyro()
         name, widths = self._widths(spec)
         x = batch[name].reshape(len(batch[name]), -1)
         for i, (inputs, outputs) in enumerate(itertools.pairwise(widths)):
@@ -64,6 +64,6 @@ class BayesianMLP(Program):
 
 def _normal(name: str, shape: tuple[int, ...]) -> Array:
     """A site of independent standard normals."""
-    numpyro, dist = library()
+    numpyro, dist = load_numpyro()
     found: Any = numpyro.sample(name, dist.Normal(0.0, 1.0).expand(shape).to_event(len(shape)))
     return found

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 
 from assay.data.spec import DataSpec
 from assay.outcome import Batch
-from assay_plugins.bayes.library import library
+from assay_plugins.bayes.optional import load_numpyro
 from assay_plugins.bayes.program import Program, need
 
 
@@ -25,7 +25,7 @@ class EightSchools(Program):
     def program(self, batch: Batch, spec: DataSpec) -> None:
         """Sites mu, tau, theta, and offset unless centered. Raises ConfigError for other data."""
         need(spec, "eight_schools", "eight_schools", "effect", "error", "group")
-        numpyro, dist = library()
+        numpyro, dist = load_numpyro()
         (schools,) = spec.elements["group"].shape
         mu = numpyro.sample("mu", dist.Normal(0.0, 5.0))
         tau = numpyro.sample("tau", dist.HalfCauchy(5.0))

@@ -4,7 +4,7 @@ import dataclasses
 
 from assay.data.spec import DataSpec
 from assay.outcome import Batch
-from assay_plugins.bayes.library import library
+from assay_plugins.bayes.optional import load_numpyro
 from assay_plugins.bayes.program import Program, need
 
 
@@ -31,7 +31,7 @@ class HierarchicalRegression(Program):
     def program(self, batch: Batch, spec: DataSpec) -> None:
         """Sites intercept, coefficients, group_scale, noise, group_intercept, unless centered offset. Raises ConfigError for other data."""
         need(spec, "hierarchical_regression", "iris_sepals", "features", "group", "target")
-        numpyro, dist = library()
+        numpyro, dist = load_numpyro()
         (features,), (groups,) = spec.elements["features"].shape, spec.elements["group"].shape
         wide = dist.Normal(0.0, self.prior_scale)
         intercept = numpyro.sample("intercept", wide)

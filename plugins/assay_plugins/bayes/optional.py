@@ -5,7 +5,7 @@ from typing import Any
 from assay.errors import PluginError
 
 
-def library() -> tuple[Any, Any]:
+def load_numpyro() -> tuple[Any, Any]:
     """(numpyro, numpyro.distributions). Raises PluginError where NumPyro is not installed."""
     try:
         import numpyro
