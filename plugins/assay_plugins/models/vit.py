@@ -14,6 +14,7 @@ from assay.parallel.constrain import constrain
 from assay_plugins.models.block import Biases, Block, BlockOptions
 from assay_plugins.models.checks import at_least, divides, fraction
 from assay_plugins.models.layers import Linear, aligned, dropout, dropout_key, make_norm
+from assay_plugins.models.patches import patches_of
 from assay_plugins.models.specs import images_of
 
 
@@ -105,14 +106,7 @@ class VisionTransformer(nnx.Module):
 
     def _embedded(self, image: Array) -> Array:
         """Patches, after the extra token where there is one, plus their positions: (batch, tokens, width)."""
-        x = self.patches(_patches(image.astype(self.positions.dtype), self.options.patch))
+        x = self.patches(patches_of(image.astype(self.positions.dtype), self.options.patch))
         if self.cls is not None:
             x = jnp.concatenate([jnp.broadcast_to(self.cls[...], (x.shape[0], 1, x.shape[2])), x], axis=1)
         return constrain(x + aligned(self.positions[...], 3), "batch", "sequence", "act_embed")
-
-
-def _patches(image: Float[Array, "batch height width channels"], side: int) -> Float[Array, "batch patches features"]:
-    """The image's square patches, by rows; a patch's pixels by rows."""
-    batch, height, width, channels = image.shape
-    grid = image.reshape(batch, height // side, side, width // side, side, channels)
-    return grid.swapaxes(2, 3).reshape(batch, -1, side * side * channels)
