@@ -3,6 +3,15 @@
 import difflib
 from collections.abc import Iterable
 
+EXIT_HUNG = 70
+"""A session that made no step for too long (EX_SOFTWARE of sysexits.h); the run can be resumed."""
+
+EXIT_REQUEUE = 75
+"""A session that was asked to stop, or ran out of time, and saved: start `assay resume` again (EX_TEMPFAIL of sysexits.h)."""
+
+EXIT_INTERRUPTED = 130
+"""A session that a person stopped with Ctrl-C; the run can be resumed."""
+
 
 class AssayError(Exception):
     """Base of every error that is the user's to mend; the command line prints it without a traceback and exits with 1."""

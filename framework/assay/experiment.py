@@ -8,6 +8,7 @@ from assay.errors import ConfigError
 from assay.kinds import Dataset, Metric, Model, Objective, Optimizer, Parallelism, Tracker
 
 ComputeDtype = Literal["float32", "bfloat16"]
+OnFault = Literal["stop", "skip", "rewind"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -30,6 +31,13 @@ class Experiment:
     evaluate_splits: the splits that are evaluated. evaluate_batch_size: examples at once, at most; None for batch_size.
     keep_checkpoints: newest ones kept. keep_best: also keep the best by this value, such as "validation/loss" (lower is
         better) or "+validation/accuracy" (higher is better); None keeps no best.
+    time_limit: seconds after which a session saves a checkpoint and stops to be started again (exit code 75); None for none.
+    on_nonfinite: what to do where the loss or a gradient is not finite: "stop" with a dump of the batch; "skip" the update; or
+        "rewind" to the last checkpoint and go on from there without that batch.
+    on_spike: the same for a loss more than spike_deviations standard deviations above its running mean, or "ignore".
+    hang_factor: a step that takes this many times the median (and at least a minute) ends the session with the stacks of all
+        threads (exit code 70); None for never.
+    deterministic: use only operations that are reproducible bit for bit on GPUs as well, at some cost in speed.
     sample_prompts: what samples start from, for objectives that can sample.
     profile_steps: (first, last) step of a profiler trace written into the run directory, or None.
     peak_flops: peak FLOP/s of one device, for model FLOPs utilisation; None takes the known value of the device kind.
@@ -59,6 +67,12 @@ class Experiment:
     keep_checkpoints: int = 2
     keep_best: str | None = None
     sample_every: int = 0
+    time_limit: float | None = None
+    on_nonfinite: OnFault = "stop"
+    on_spike: OnFault | Literal["ignore"] = "ignore"
+    spike_deviations: float = 8.0
+    hang_factor: float | None = 50.0
+    deterministic: bool = False
     sample_prompts: Sequence[str] = ()
     profile_steps: tuple[int, int] | None = None
     peak_flops: float | None = None
@@ -85,6 +99,12 @@ def _problems(e: Experiment) -> list[str]:
         found.append(f"experiment.steps_per_dispatch = {e.steps_per_dispatch}: must be at least 1, or 'auto'")
     if e.ema_decay is not None and not 0 < e.ema_decay < 1:
         found.append(f"experiment.ema_decay = {e.ema_decay}: must be between 0 and 1, or None")
+    more = {"time_limit": 0.0, "spike_deviations": 0.0, "hang_factor": 1.0}
+    found += [
+        f"experiment.{name} = {getattr(e, name)}: must be more than {low}{'' if name == 'spike_deviations' else ', or None'}"
+        for name, low in more.items()
+        if getattr(e, name) is not None and not getattr(e, name) > low
+    ]
     if e.profile_steps is not None and not 2 <= e.profile_steps[0] <= e.profile_steps[1] <= e.steps:
         found.append(
             f"experiment.profile_steps = {e.profile_steps}: must be (first, last) with "

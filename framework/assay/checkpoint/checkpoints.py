@@ -1,22 +1,26 @@
 """A run's checkpoints, through Orbax: written in the background, complete or absent, restored onto any mesh.
 
 A checkpoint holds the item `state`, one array for each dotted path of the training state ("params.blocks.0.norm.scale"), and the
-item `extra`, JSON with all the rest that is needed to go on (data iterator, configuration, plugin versions).
+item `extra`, JSON with all the rest that is needed to go on (data iterator, configuration, plugin versions), and a digest of each array.
+Its manifest (assay.checkpoint.manifest) says whether its files are what was written; the digests say whether what was read is.
 """
 
 import errno
+import itertools
 import logging
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 import jax
 import orbax.checkpoint as ocp
 
+from assay.checkpoint import manifest
+from assay.checkpoint.digests import digests
 from assay.errors import CheckpointError
 
-FORMAT = 1
+FORMAT = 2
 _policy = ocp.checkpoint_managers
 T = TypeVar("T")
 
@@ -47,13 +51,16 @@ class Checkpoints:
         value = None if best is None else _Value(best.removeprefix("+"))
         higher = best is not None and best.startswith("+")
         if value is not None:
-            policies.append(_policy.BestN(get_metric_fn=value, reverse=not higher, n=1))
+            policies.append(
+                _policy.BestN(get_metric_fn=value, reverse=not higher, n=1, keep_checkpoints_without_metrics=False)
+            )
         options = ocp.CheckpointManagerOptions(
             best_fn=value,  # without it Orbax does not write the metrics, and a resumed run would not know its best
             best_mode="max" if higher else "min",
             preservation_policy=_policy.AnyPreservationPolicy(policies),
             create=not read_only,
             read_only=read_only,
+            temporary_path_class=manifest.Sealed,
             cleanup_tmp_directories=not read_only,
         )
         self.directory = directory.absolute()
@@ -81,6 +88,27 @@ class Checkpoints:
             )
         return wanted
 
+    def damage(self, step: int) -> list[str]:
+        """What is wrong with the files of a checkpoint, a line for each; empty when it is whole. Reads all of it."""
+        return manifest.damage(self._place(step))
+
+    def newest_whole(self, report: Callable[[str], None]) -> int | None:
+        """The step of the newest checkpoint that is whole, or None; each newer one is reported with what is wrong with it."""
+        for step in reversed(self.steps()):
+            wrong = self.damage(step)
+            if not wrong:
+                return step
+            report(
+                f"CHECKPOINT {step} IS DAMAGED and not used: {'; '.join(wrong[:3])}{'; …' if wrong[3:] else ''} ({self._place(step)})"
+            )
+        return None
+
+    def set_aside(self, step: int) -> Path:
+        """Rename a damaged checkpoint, so that its step can be saved again, and return its new place."""
+        names = (f"damaged-{step}{f'-{n}' if n else ''}" for n in itertools.count())
+        place = next(path for name in names if not (path := self.directory / name).exists())
+        return self._place(step).rename(place)
+
     def save(self, step: int, state: Any, extra: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
         """Begin to write a checkpoint. Returns once the arrays are copied to the host, so that they may be donated.
 
@@ -88,10 +116,10 @@ class Checkpoints:
         """
         arguments = ocp.args.Composite(
             state=ocp.args.PyTreeSave(dotted(state)),
-            extra=ocp.args.JsonSave({"format": FORMAT, **extra}),
+            extra=ocp.args.JsonSave({"format": FORMAT, **extra, "digests": digests(state)}),
         )
         try:
-            self._manager.save(step, args=arguments, metrics=dict(metrics), force=True)
+            self._manager.save(step, args=arguments, metrics=dict(metrics) or None, force=True)
         except Exception as error:
             raise self._failed(error) from error
 
@@ -136,6 +164,13 @@ class Checkpoints:
             values = self._manager.restore(step, args=ocp.args.Composite(state=arguments))["state"]
         except Exception as error:
             raise CheckpointError(f"checkpoint {step} in {self.directory} cannot be restored: {error}") from error
+        saved = self.extra(step)["digests"]
+        changed = [path for path, digest in digests(values).items() if saved.get(path) != digest]
+        if changed:
+            raise CheckpointError(
+                f"checkpoint {step} in {self.directory} is damaged: {', '.join(changed[:3])} "
+                "came back with other values than were saved; take another step"
+            )
         return jax.tree.unflatten(jax.tree.structure(abstract), [values[path] for path in wanted])
 
     def close(self) -> None:
@@ -144,6 +179,9 @@ class Checkpoints:
             self._manager.close()
         except Exception as error:
             raise self._failed(error) from error
+
+    def _place(self, step: int) -> Path:
+        return self.directory / str(step)
 
     def _compare(self, step: int, wanted: Mapping[str, Any]) -> None:
         """Raise CheckpointError listing where the checkpoint differs from `wanted` in names or shapes."""

@@ -4,16 +4,22 @@ import argparse
 from pathlib import Path
 
 from assay import devices
+from assay.cli.arguments import add_processes, join
 from assay.cli.run import report
 from assay.runs import open_run
+from assay.train.interrupt import stop_on_signals
 
-HELP = "Go on with a run from its newest complete checkpoint, on the devices that there are now."
+HELP = (
+    "Go on with a run from its newest whole checkpoint, on the devices that there are now. A damaged checkpoint is reported, set "
+    "aside, and the one before it is used. Exit codes as of `assay run`."
+)
 EXAMPLE = "assay resume latest"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The run."""
     add_run(parser)
+    add_processes(parser)
 
 
 def add_run(parser: argparse.ArgumentParser) -> None:
@@ -23,9 +29,12 @@ def add_run(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Train on; 0 when all steps are done, 130 when stopped before."""
-    found = open_run(args.run, args.root)
-    devices.configure()
-    from assay.train.launch import resume
+    """Train on; 0 when all steps are done, else see EXIT_REQUEUE and EXIT_INTERRUPTED."""
+    with stop_on_signals() as stop:
+        found = open_run(args.run, args.root)
+        devices.configure()
+        from assay.train.launch import recorded, resume
 
-    return report(resume(found))
+        devices.configure(deterministic=recorded(found).experiment.deterministic)
+        join(args)
+        return report(resume(found, stop=stop))

@@ -35,6 +35,12 @@ class Batches:
     rows: slice
     seed: int | None
 
+    def examples(self, batch: int) -> np.ndarray:
+        """The examples of the rows of a batch of the training order, int64 (rows,)."""
+        assert self.seed is not None
+        start, stop, _ = self.rows.indices(self.batch_size)
+        return order.shuffled(batch * self.batch_size + np.arange(start, stop), len(self.source), self.seed)
+
     def run(self, first: int, count: int) -> HostBatch:
         """Batches [first, first + count): arrays (count, rows, *shape), and `mask`, False after the last example."""
         start, stop, _ = self.rows.indices(self.batch_size)

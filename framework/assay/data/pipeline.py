@@ -59,23 +59,47 @@ class TrainIterator(Iterator[HostBatch]):
     def __init__(self, batches: Batches, prefetch: int, workers: int) -> None:
         self._batches, self._prefetch, self._workers = batches, prefetch, workers
         self._next = 0
+        self._skipped: set[int] = set()
         self._blocks: Any = None
         self._ready: Iterator[HostBatch] = iter(())
 
     def __next__(self) -> HostBatch:
-        """The next batch. Raises DataError, with the cause, when the source or a worker process fails."""
-        batch = next(self._ready, None)
-        if batch is None:
-            self._ready = batches_of(self._read())
-            batch = next(self._ready)
-        self._next += 1
+        """The next batch that is not to be skipped. Raises DataError, with the cause, when the source or a worker process fails."""
+        batch = self._following()
+        while self._next - 1 in self._skipped:
+            batch = self._following()
         return batch
 
-    def state(self) -> dict[str, int]:
-        """Where the batches handed out so far end (not those read ahead), as a small JSON-able dict."""
-        return {"next_batch": self._next, **self._identity()}
+    def skip(self, batch: int) -> None:
+        """Leave a batch out when its turn comes."""
+        self._skipped.add(batch)
 
-    def restore(self, state: Mapping[str, int]) -> None:
+    def batches_back(self, count: int) -> list[int]:
+        """The numbers of the last `count` batches handed out, oldest first."""
+        found, number = list[int](), self._next
+        while len(found) < count:
+            number -= 1
+            if number not in self._skipped:
+                found.insert(0, number)
+        return found
+
+    def read(self, batch: int) -> HostBatch:
+        """One batch by its number, whatever comes next."""
+        return {name: values[0] for name, values in self._batches.run(batch, 1).items()}
+
+    def examples(self, batch: int) -> list[int]:
+        """The numbers of this process' examples in a batch, as the dataset counts them."""
+        return self._batches.examples(batch).tolist()
+
+    def state(self) -> dict[str, Any]:
+        """Where the batches handed out so far end (not those read ahead), as a small JSON-able dict."""
+        return {
+            "next_batch": self._next,
+            "skipped": [b for b in sorted(self._skipped) if b >= self._next],
+            **self._identity(),
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
         """Go on where `state` was taken, at once; any process count, number of workers or prefetch will do.
 
         Raises DataError when it is the state of another order: other examples, batch size, seed or ordering.
@@ -88,6 +112,7 @@ class TrainIterator(Iterator[HostBatch]):
             )
         self.close()
         self._next = int(state["next_batch"])
+        self._skipped |= set(state["skipped"])
 
     def close(self) -> None:
         """Stop reading ahead, and the worker processes. The next batch starts them again."""
@@ -99,6 +124,14 @@ class TrainIterator(Iterator[HostBatch]):
         b = self._batches
         assert b.seed is not None
         return {"order": order.VERSION, "seed": b.seed, "batch_size": b.batch_size, "examples": len(b.source)}
+
+    def _following(self) -> HostBatch:
+        batch = next(self._ready, None)
+        if batch is None:
+            self._ready = batches_of(self._read())
+            batch = next(self._ready)
+        self._next += 1
+        return batch
 
     def _read(self) -> HostBatch:
         """The next block; after a failure the one that failed is tried again."""

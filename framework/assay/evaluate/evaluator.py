@@ -1,6 +1,6 @@
 """Evaluates splits for a plan: one compiled step, whole splits, the same numbers on any mesh."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import jax
 import numpy as np
@@ -11,6 +11,7 @@ from assay.evaluate.evaluate import evaluate, make_evaluation_step, values_of
 from assay.outcome import Batch
 from assay.plan.plan import Plan, batch_shapes
 from assay.train.feed import local_rows, to_devices
+from assay.train.interrupt import Abandoned
 from assay.train.state import TrainState
 
 
@@ -25,9 +26,14 @@ class Evaluator:
         for split in e.evaluate_splits:
             e.dataset.source(split)  # a split that there is not is found before training
 
-    def __call__(self, split: str, state: TrainState) -> dict[str, float]:
-        """`<split>/<name>` -> value, over the whole split, with the moving average of the parameters where there is one."""
-        values = evaluate(self._plan.experiment, self._jitted, state.variables, self._batches(split))
+    def __call__(
+        self, split: str, state: TrainState, abandoned: Callable[[], bool] = lambda: False
+    ) -> dict[str, float]:
+        """`<split>/<name>` -> value, over the whole split, with the moving average of the parameters where there is one.
+
+        Raises Abandoned as soon as `abandoned`, asked before each batch, says so.
+        """
+        values = evaluate(self._plan.experiment, self._jitted, state.variables, self._batches(split, abandoned))
         return {f"{split}/{name}": value for name, value in values.items()}
 
     def batch_size(self, examples: int) -> int:
@@ -58,9 +64,11 @@ class Evaluator:
                 f"experiment.keep_best = {best!r}: evaluation gives {', '.join(self.names())}; choose one of them"
             )
 
-    def _batches(self, split: str) -> Iterator[Batch]:
+    def _batches(self, split: str, abandoned: Callable[[], bool]) -> Iterator[Batch]:
         source = self._plan.experiment.dataset.source(split)
         size = self.batch_size(len(source))
         rows = local_rows(self._plan.layout, size)
         for batch in evaluation_batches(source, batch_size=size, rows=rows):
+            if abandoned():
+                raise Abandoned
             yield to_devices(self._plan.layout, batch)

@@ -10,7 +10,7 @@ import json
 import os
 import re
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -92,21 +92,16 @@ class RunDirectory:
         facts: JSON-able, kept with the session (environment, mesh). Raises RunError when another process holds the lock.
         """
         with self._locked():
-            session = Session()
             begun = {"start": now(), "end": None, "exit": None, "pid": os.getpid(), **facts}
             earlier = self.record()["sessions"]
-            self.update(sessions=[*earlier, begun])
-
-            def end(reason: str) -> None:
-                self.update(sessions=[*earlier, begun | {"end": now(), "exit": reason, "step": session.step}])
-
+            session = Session(lambda facts: self.update(sessions=[*earlier, begun | facts]))
             try:
                 yield session
             except BaseException as error:
                 with contextlib.suppress(RunError):  # a disk that is full now must not hide why
-                    end(_reason(error))
+                    session.end(_reason(error))
                 raise
-            end(session.exit)
+            session.end(session.exit)
 
     def is_training(self) -> bool:
         """Whether a process holds the lock now."""
@@ -149,19 +144,29 @@ class RunDirectory:
 class Session:
     """What to note when a session ends without an exception: `exit`, "completed" or "interrupted", and the step reached."""
 
-    def __init__(self) -> None:
+    def __init__(self, note: Callable[[dict[str, Any]], None] = lambda facts: None) -> None:
+        """Note that the session has begun. note: puts facts into run.json."""
         self.exit = "completed"
         self.step: int | None = None
+        self._note = note
+        note({})
+
+    def end(self, reason: str) -> None:
+        """Note that it has ended, and why."""
+        self._note({"end": now(), "exit": reason, "step": self.step})
 
 
-def create(root: Path, name: str, **record: Any) -> RunDirectory:
+def create(root: Path, name: str, *, files: Mapping[str, str] | None = None, **record: Any) -> RunDirectory:
     """Make a new run directory below `root`, whatever else is made at the same time.
 
-    name: of the experiment. record: further JSON-able entries of run.json, such as parent (the id of the run that this one goes
-    on from), steps, config (flattened values), seed, data (its fingerprint). Raises RunError when it cannot be written.
+    name: of the experiment. files: texts that are there before the directory counts as a run. record: further JSON-able entries of
+    run.json, such as parent (the id of the run that this one goes on from), steps, config (flattened values), seed, data (its
+    fingerprint). Raises RunError when it cannot be written.
     """
     path = _new_directory(root, re.sub(r"[^\w.-]+", "_", name))
     run = RunDirectory(path)
+    for file, text in (files or {}).items():
+        run.write(file, text)
     base = {"format": FORMAT, "id": run.id, "name": name, "parent": None, "created": now(), "sessions": []}
     run.write(RECORD, json.dumps(finite(base | record), indent=1, allow_nan=False) + "\n")
     return run

@@ -16,6 +16,7 @@ import optax
 from flax import nnx
 
 from assay.checkpoint.checkpoints import Checkpoints, dotted
+from assay.checkpoint.digests import digests
 from assay.data.spec import ArraySpec, DataSpec
 from assay.errors import LayoutError, did_you_mean
 from assay.experiment import Experiment
@@ -27,7 +28,7 @@ from assay.parallel.layout import make_layout
 from assay.plan.plan import Plan, jitted, make_plan
 from assay.testing.examples import batch_of, rows_of
 from assay.testing.kit import Kit, check, skip
-from assay.train.begin import digests, drawn, restored
+from assay.train.begin import drawn, restored
 from assay.train.feed import to_devices
 from assay.train.state import TrainState
 

@@ -21,6 +21,7 @@ from assay.runs.directory import RunDirectory
 from assay.runs.metrics import RESERVED, MetricsStore, row
 from assay.track.entries import Entry, Image, Scalars, Text
 from assay.track.media import rendered, write_media
+from assay.track.replay import rewind
 from assay.track.system import SystemStatistics
 from assay.track.worker import Worker
 
@@ -112,6 +113,11 @@ class Fanout:
             done.wait()
             self._raise()
 
+    def rewind(self, step: int) -> None:
+        """Drop what was logged for later steps than `step`, which come again. Trackers keep what they have."""
+        self._put(lambda: self._rewound(step), step)
+        self.flush()
+
     def finish(self, status: str) -> None:
         """End the log: "completed", "interrupted" or "failed". Waits for trackers, but not for longer than `finish_seconds`."""
         if not self._primary:
@@ -142,6 +148,12 @@ class Fanout:
             if step is not None:
                 entry = Scalars(step, values, "system", time.time())
                 self._queue.put(lambda: iter([entry]))
+
+    def _rewound(self, step: int) -> Iterator[Entry]:
+        self._store.close()
+        rewind(self._run, step)
+        self._store = MetricsStore(self._run.metrics)
+        return iter(())
 
     def _work(self) -> None:
         """Until None comes: convert, write, hand on. After an error nothing more is written, but nobody waits in vain."""

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from assay.checkpoint.checkpoints import Checkpoints, dotted
+from assay.checkpoint.digests import digests
 from assay.errors import CheckpointError, PluginError
 from assay.kinds import InitialValues
 from assay.network import Tree
@@ -40,18 +40,6 @@ def restored(plan: Plan, checkpoints: Checkpoints, step: int) -> TrainState:
     frozen = _variables(plan, _initial_values(plan), ({}, plan.abstract.frozen, {}))[1]
     _compare(checkpoints.extra(step)["frozen"], digests(frozen), f"checkpoint {step} in {checkpoints.directory}")
     return dataclasses.replace(state, frozen=frozen)
-
-
-def digests(tree: Tree) -> dict[str, int]:
-    """Dotted path -> a checksum of an array's bits that does not depend on how it is divided over devices."""
-    return {path: int(_digest(leaf)) for path, leaf in dotted(tree).items()}
-
-
-@jax.jit
-def _digest(x: jax.Array) -> jax.Array:
-    """Sum of each element's bits times an odd number of its place, modulo 2^32: exact in any order."""
-    bits = jax.lax.bitcast_convert_type(x.astype(jnp.float32), jnp.uint32).reshape(-1)
-    return jnp.sum(bits * (2 * jax.lax.iota(jnp.uint32, bits.size) + 1), dtype=jnp.uint32)
 
 
 def _compare(before: Mapping[str, int], now: Mapping[str, int], where: str) -> None:

@@ -68,7 +68,7 @@ class Sample:
 
 
 class Checkpoint:
-    """Saves everything needed to go on."""
+    """Saves everything needed to go on; evaluates first where the best checkpoint is kept."""
 
     def __init__(self, every: int, total: int) -> None:
         self._every, self._total = every, total
@@ -79,6 +79,8 @@ class Checkpoint:
 
     def act(self, trainer: "Trainer", step: int) -> None:
         """Begin to save."""
+        if trainer.plan.experiment.keep_best:
+            trainer.evaluate(step)
         trainer.save(step)
 
 

@@ -1,24 +1,25 @@
 """From a loaded experiment to a finished session: the run directory, its lock and record, training, and what came of it."""
 
+import contextlib
 import dataclasses
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
-
-from assay import runs
+from assay import devices, runs
 from assay.checkpoint.checkpoints import Checkpoints
 from assay.config import Loaded, load_text
 from assay.errors import RunError
 from assay.kinds import Tracker
+from assay.parallel.processes import is_first, shared_text
 from assay.plan.plan import Plan, make_plan
 from assay.plan.report import summary
-from assay.runs.directory import RunDirectory
-from assay.track import Fanout, installed_trackers, rewind
+from assay.runs.directory import RunDirectory, Session
+from assay.track import Fanout, installed_trackers, rewind, to_stderr
 from assay.train import begin
-from assay.train.interrupt import stop_on_signals
+from assay.train.interrupt import StopRequest, stop_on_signals
+from assay.train.ledger import Ledger
 from assay.train.loop import Trainer
 from assay.train.progress import Progress
 from assay.train.state import TrainState
@@ -26,46 +27,44 @@ from assay.train.state import TrainState
 
 @dataclasses.dataclass(frozen=True)
 class Finished:
-    """How a session ended: the run, "completed" or "interrupted", the steps done, and the last evaluation."""
+    """How a session ended: the run, "completed" or "interrupted", the steps done, the last evaluation, and the exit code."""
 
     run: RunDirectory
     status: str
     step: int
     values: dict[str, float]
+    code: int = 0
 
 
-def start(loaded: Loaded, root: Path, *, parent: str | None = None) -> Finished:
-    """Make a run directory below `root` and train from the first step. parent: the run that this one goes on from."""
-    plan = make_plan(loaded.experiment, loaded.where)
-    run = runs.create(
-        root,
-        Path(loaded.path).stem,
-        parent=parent,
-        steps=loaded.experiment.steps,
-        seed=loaded.experiment.seed,
-        config=loaded.values,
-        config_digest=hashlib.sha256(loaded.operative.encode()).hexdigest(),
-        data=loaded.experiment.dataset.fingerprint(),
-        plugins=_plugins(loaded),
-    )
-    run.write("config.gin", loaded.flat)
-    run.write("operative.gin", loaded.operative)
-    return _session(loaded, plan, run, None)
+def start(loaded: Loaded, root: Path, *, parent: str | None = None, stop: StopRequest | None = None) -> Finished:
+    """Make a run directory below `root` and train from the first step. parent: the run that this one goes on from.
 
-
-def resume(run: RunDirectory) -> Finished:
-    """Go on from the run's newest complete checkpoint, or from the first step where there is none yet.
-
-    Raises RunError when all steps are done, or when the data is not what the run began with.
+    stop: the request of signals that are handled already; without it they are handled here.
     """
-    loaded = recorded(run)
-    record = run.record()
-    if record.get("data") != loaded.experiment.dataset.fingerprint():
-        raise RunError(f"run {run.id}: its data has changed since it began; restore the data, or start a new run")
-    steps = _steps(run)
-    if steps and steps[-1] >= loaded.experiment.steps:
-        raise RunError(f"run {run.id} is complete at step {steps[-1]}; `assay evaluate {run.id}` evaluates it")
-    return _session(loaded, make_plan(loaded.experiment, loaded.where), run, steps[-1] if steps else None)
+    with _stopping(stop) as request:
+        plan = make_plan(loaded.experiment, loaded.where)
+        run = _shared(lambda: _created(loaded, root, parent))
+        return _session(loaded, plan, run, None, request)
+
+
+def resume(run: RunDirectory, *, stop: StopRequest | None = None) -> Finished:
+    """Go on from the run's newest whole checkpoint, or from the first step where there is none yet.
+
+    Damaged checkpoints are reported and set aside. Raises RunError when all steps are done, or when the data is not what the run
+    began with.
+    """
+    with _stopping(stop) as request:
+        loaded = recorded(run)
+        record = run.record()
+        if record.get("data") != loaded.experiment.dataset.fingerprint():
+            raise RunError(f"run {run.id}: its data has changed since it began; restore the data, or start a new run")
+        found = shared_text(str(_newest_whole(run)) if is_first() else None)
+        step = None if found == "None" else int(found)
+        if step is not None and step >= loaded.experiment.steps:
+            if run.status() == "completed":
+                raise RunError(f"run {run.id} is complete at step {step}; `assay evaluate {run.id}` evaluates it")
+            return _completed(run, step)
+        return _session(loaded, make_plan(loaded.experiment, loaded.where), run, step, request)
 
 
 def recorded(run: RunDirectory) -> Loaded:
@@ -92,29 +91,85 @@ def restored(run: RunDirectory, step: int | None = None) -> tuple[Plan, TrainSta
     return plan, state, step
 
 
-def _session(loaded: Loaded, plan: Plan, run: RunDirectory, resume_from: int | None) -> Finished:
+def _created(loaded: Loaded, root: Path, parent: str | None) -> RunDirectory:
+    """A new run with its record."""
+    return runs.create(
+        root,
+        Path(loaded.path).stem,
+        files={"config.gin": loaded.flat, "operative.gin": loaded.operative},
+        parent=parent,
+        steps=loaded.experiment.steps,
+        seed=loaded.experiment.seed,
+        config=loaded.values,
+        config_digest=hashlib.sha256(loaded.operative.encode()).hexdigest(),
+        data=loaded.experiment.dataset.fingerprint(),
+        plugins=_plugins(loaded),
+    )
+
+
+def _shared(make: Callable[[], RunDirectory]) -> RunDirectory:
+    """The run that the first of several processes makes, in all of them."""
+    path = str(make().path) if is_first() else None
+    return RunDirectory(Path(shared_text(path)))
+
+
+def _completed(run: RunDirectory, step: int) -> Finished:
+    """Note the end of a run that was killed after its last checkpoint."""
+    with _recorded(run) as session:
+        session.step = step
+    return Finished(run, "completed", step, {})
+
+
+def _session(loaded: Loaded, plan: Plan, run: RunDirectory, resume_from: int | None, stop: StopRequest) -> Finished:
     """Train in `run`, with its lock held and everything that happens recorded."""
-    progress = Progress(plan.experiment.steps, plan.spec.unit)
-    for line in [f"run         {run.path}", *summary(plan)]:
+    progress = Progress(plan.experiment.steps, plan.spec.unit, quiet=not is_first())
+    for line in [f"run         {run.path}", *summary(plan), devices.cache_line()]:
         progress.line(line)
-        run.log(line)
+        if is_first():
+            run.log(line)
     mesh = {name: int(size) for name, size in plan.layout.mesh.shape.items()}
-    with run.session(environment=runs.environment(), mesh=mesh) as session, stop_on_signals() as stop:
-        rewind(run, resume_from or 0)
-        tracking = Fanout(run, _trackers(loaded, progress), primary=jax.process_index() == 0, report=progress.line)
+    with _recorded(run, environment=runs.environment(), mesh=mesh) as session:
+        stop.on_exit, stop.report = lambda: session.end("interrupted"), progress.line
+        stop.limit(plan.experiment.time_limit)
+        if is_first():
+            rewind(run, resume_from or 0)
+        tracking = Fanout(run, _trackers(loaded, progress), primary=is_first(), report=progress.line)
+        ledger = Ledger(run.path, primary=is_first())
         status = "failed"
         try:
-            trainer = Trainer(plan, run, tracking, progress, {"config": loaded.flat, "plugins": _plugins(loaded)})
+            lineage = {"config": loaded.flat, "plugins": _plugins(loaded)}
+            trainer = Trainer(plan, run, tracking, progress, lineage, ledger)
             try:
                 status = trainer.train(trainer.begin(resume_from), stop)
             finally:
                 trainer.close()
         finally:
             tracking.finish(status)
+            ledger.write(force=True)
         session.exit, session.step = status, trainer.step
     for unused in loaded.unused():
         progress.line(f"{unused}: bound, but nothing used it")
-    return Finished(run, status, trainer.step, trainer.evaluated)
+    return Finished(run, status, trainer.step, trainer.evaluated, stop.code if status == "interrupted" else 0)
+
+
+@contextlib.contextmanager
+def _recorded(run: RunDirectory, **facts: Any) -> Iterator[Session]:
+    """The run's session; of several processes only the first holds its lock and writes its record."""
+    if is_first():
+        with run.session(**facts) as session:
+            yield session
+    else:
+        yield Session()
+
+
+@contextlib.contextmanager
+def _stopping(stop: StopRequest | None) -> Iterator[StopRequest]:
+    """The request given, or one for the signals from now on."""
+    if stop is not None:
+        yield stop
+    else:
+        with stop_on_signals() as request:
+            yield request
 
 
 def _trackers(loaded: Loaded, progress: Progress) -> Sequence[Tracker]:
@@ -135,12 +190,15 @@ def _plugins(loaded: Loaded) -> dict[str, Any]:
     return {entry.selector: f"{entry.distribution} {entry.version}" for entry in loaded.plugins}
 
 
-def _steps(run: RunDirectory) -> list[int]:
-    """The steps of the run's complete checkpoints."""
+def _newest_whole(run: RunDirectory) -> int | None:
+    """The step of the run's newest whole checkpoint; damaged ones that are newer are reported and set aside."""
     if not run.checkpoints.is_dir():
-        return []
+        return None
     checkpoints = Checkpoints(run.checkpoints, read_only=True)
     try:
-        return checkpoints.steps()
+        step = checkpoints.newest_whole(to_stderr)
+        for damaged in [s for s in checkpoints.steps() if step is None or s > step]:
+            to_stderr(f"set aside as {checkpoints.set_aside(damaged)}")
+        return step
     finally:
         checkpoints.close()

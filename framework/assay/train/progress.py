@@ -9,10 +9,10 @@ INTERVAL_FILE = 10.0
 
 
 class Progress:
-    """Prints where a run is. Rates come from the steps of this session alone."""
+    """Prints where a run is. Rates come from the steps of this session alone. quiet: prints nothing (all processes but the first)."""
 
-    def __init__(self, total: int, unit: str, stream: TextIO | None = None) -> None:
-        self._total, self._unit = total, unit
+    def __init__(self, total: int, unit: str, stream: TextIO | None = None, *, quiet: bool = False) -> None:
+        self._total, self._unit, self._quiet = total, unit, quiet
         self._stream = stream or sys.stderr
         self._terminal = self._stream.isatty()
         self._last = 0.0
@@ -23,7 +23,7 @@ class Progress:
     ) -> None:
         """Show step, loss, rate (units per second) and the time left, unless it was shown a moment ago."""
         now = time.monotonic()
-        if not force and now - self._last < (INTERVAL_TERMINAL if self._terminal else INTERVAL_FILE):
+        if self._quiet or (not force and now - self._last < (INTERVAL_TERMINAL if self._terminal else INTERVAL_FILE)):
             return
         self._last = now
         parts = [f"step {step}/{self._total}", f"loss {loss:.4f}"]
@@ -36,6 +36,8 @@ class Progress:
 
     def line(self, text: str) -> None:
         """Print a line of its own, above the progress line."""
+        if self._quiet:
+            return
         self._stream.write(f"\r\x1b[K{text}\n" if self._open else f"{text}\n")
         self._stream.flush()
         self._open = False

@@ -6,11 +6,21 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Int
+from jaxtyping import Array, Float, Int
 
 from assay.experiment import Experiment
 from assay.network import Network, Tree
 from assay.parallel.layout import Layout, parameter_shardings, state_shardings
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Guard:
+    """Running mean and variance of the loss over the steps without a fault (exponential, see assay.train.guard), and their number."""
+
+    mean: Float[Array, ""]
+    variance: Float[Array, ""]
+    count: Int[Array, ""]
 
 
 @jax.tree_util.register_dataclass
@@ -20,7 +30,8 @@ class TrainState:
 
     step: updates done, int32. params: fp32. frozen: the model's Frozen variables, which checkpoints leave out. stats: its other
     variables. optimizer: optax state.
-    ema: moving average of params, or None. key: raw data of the run's random key, uint32; never advanced, steps fold into it.
+    ema: moving average of params, or None. guard: what the detector of loss spikes knows, or None.
+    key: raw data of the run's random key, uint32; never advanced, steps fold into it.
     """
 
     step: Int[Array, ""]
@@ -29,6 +40,7 @@ class TrainState:
     stats: Tree
     optimizer: Any
     ema: Tree | None
+    guard: Guard | None
     key: Array
 
     @property
@@ -64,8 +76,13 @@ def initial_state(
         stats=stats,
         optimizer=optimizer.init(params),
         ema=None if experiment.ema_decay is None else jax.tree.map(jnp.copy, params),
+        guard=None if experiment.on_spike == "ignore" else _guard(),
         key=jax.random.key_data(jax.random.fold_in(jax.random.key(experiment.seed), 1)),
     )
+
+
+def _guard() -> Guard:
+    return Guard(jnp.zeros((), jnp.float32), jnp.zeros((), jnp.float32), jnp.zeros((), jnp.int32))
 
 
 def abstract_state(experiment: Experiment, network: Network, optimizer: optax.GradientTransformation) -> TrainState:
@@ -84,6 +101,7 @@ def shardings_of(layout: Layout, network: Network, abstract: TrainState) -> Trai
         stats=jax.tree.map(lambda _: replicated, abstract.stats),
         optimizer=state_shardings(layout, abstract.optimizer, network.params, params),
         ema=None if abstract.ema is None else params,
+        guard=jax.tree.map(lambda _: replicated, abstract.guard),
         key=replicated,
     )
 

@@ -1,6 +1,7 @@
 """One update as a pure function `(state, batch) -> (state, metrics)`, and several of them in one call to the device."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -15,6 +16,7 @@ from assay.network import Network, Tree
 from assay.outcome import Batch
 from assay.parallel.constrain import layout as active_layout
 from assay.parallel.layout import Layout
+from assay.train import guard
 from assay.train.state import TrainState
 
 Metrics = Mapping[str, Float[Array, ""]]
@@ -26,8 +28,11 @@ def make_step(
 ) -> Step:
     """The update of `experiment`. Its loss is the weighted mean over the whole batch, whatever the mesh and the accumulation.
 
-    metrics: "loss" (nats), "gradient_norm" (global, before clipping), "learning_rate", and the objective's scalars.
+    metrics: "loss" (nats), "gradient_norm" (global, before clipping), "learning_rate", the objective's scalars, "fault" (int32, see
+    assay.train.guard) and "gradient_norms", one for each parameter array in flattening order. Where the experiment says to skip
+    a faulty step, only `step` advances in it.
     """
+    skips = {guard.NOT_FINITE: experiment.on_nonfinite == "skip", guard.SPIKE: experiment.on_spike == "skip"}
     learning_rate = experiment.optimizer.learning_rate_at(experiment.steps)
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
@@ -35,15 +40,22 @@ def make_step(
             gradients, stats, metrics = _gradients(experiment, network, state, batch)
         updates, optimizer_state = optimizer.update(gradients, state.optimizer, state.params)
         params = optax.apply_updates(state.params, updates)
+        norms = jnp.stack([jnp.linalg.norm(g.reshape(-1)) for g in jax.tree.leaves(gradients)] or [jnp.zeros(())])
+        norm = jnp.sqrt(jnp.sum(norms**2))
+        wrong = guard.fault(metrics["loss"], norm, state.guard, experiment.spike_deviations)
         new = dataclasses.replace(
             state,
-            step=state.step + 1,
             params=params,
             stats=stats,
             optimizer=optimizer_state,
             ema=_moved(experiment.ema_decay, state.ema, params),
+            guard=guard.moved(state.guard, metrics["loss"], wrong),
         )
-        metrics |= {"gradient_norm": optax.tree.norm(gradients)}
+        if any(skips.values()):
+            kept = functools.reduce(jnp.logical_or, [wrong == kind for kind, skip in skips.items() if skip])
+            new = jax.tree.map(lambda before, after: jnp.where(kept, before, after), state, new)
+        new = dataclasses.replace(new, step=state.step + 1)
+        metrics |= {"gradient_norm": norm, "gradient_norms": norms, "fault": wrong}
         metrics |= {"learning_rate": jnp.asarray(learning_rate(state.step), jnp.float32)}
         return new, metrics
 

@@ -11,6 +11,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from assay.checkpoint.checkpoints import Checkpoints, dotted
+from assay.checkpoint.digests import digests
 from assay.data.spec import DataSpec
 from assay.errors import DataError, RunError
 from assay.experiment import Experiment
@@ -18,7 +19,6 @@ from assay.imported import ORIGIN, PARAMETERS
 from assay.kinds import InitialValues
 from assay.network import Network, make_network
 from assay.runs.directory import RunDirectory
-from assay.train.begin import digests
 from assay.train.launch import recorded
 from assay.train.state import initial_variables
 from assay_plugins.models.lora import LoRA, merged

@@ -1,0 +1,91 @@
+"""The manifest of a checkpoint: the size and SHA-256 of each of its files, written before the checkpoint gets its name.
+
+Orbax writes into a temporary directory and renames it once it is complete; `Sealed` writes `manifest.json` just before that. So a
+checkpoint without a manifest, or with one that does not fit its files, is damaged.
+"""
+
+import asyncio
+import hashlib
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from orbax.checkpoint._src.metadata import checkpoint as step_metadata
+from orbax.checkpoint._src.path import atomicity
+
+from assay.runs.files import write_atomically
+
+NAME = "manifest.json"
+FORMAT = 1
+TEMPORARY = "orbax-checkpoint-tmp"  # in the name of an unfinished checkpoint
+
+
+class Sealed(atomicity.AtomicRenameTemporaryPath):  # type: ignore[misc]  # Orbax has no types here
+    """Orbax's temporary directory of a checkpoint, which gets its manifest before it is renamed. One process finalizes."""
+
+    async def finalize(self) -> None:
+        """Bring the last files into their final form, seal them, and rename the directory."""
+        directory, final = Path(self.get()), Path(self.get_final())
+        if (
+            TEMPORARY not in final.parent.name
+        ):  # else one item of a checkpoint, whose files the checkpoint's manifest has
+            await self._sealed(directory, final)
+        await super().finalize()
+
+    async def _sealed(self, directory: Path, final: Path) -> None:
+        orbax: Any = self
+        store = orbax._checkpoint_metadata_store
+        if store is not None:
+            await asyncio.to_thread(store.wait_until_finished)
+            file = step_metadata.step_metadata_file_path(self.get())
+            await asyncio.to_thread(store.update, file_path=file, commit_timestamp_nsecs=time.time_ns())
+            await asyncio.to_thread(store.wait_until_finished)
+            orbax._checkpoint_metadata_store = None  # it would write the time of the commit once more
+        text = f"Checkpoint commit was successful to {final}"  # the same that Orbax writes there afterwards
+        (directory / atomicity.COMMIT_SUCCESS_FILE).write_text(text)
+        await asyncio.to_thread(seal, directory)
+
+
+def seal(directory: Path) -> None:
+    """Write the manifest of the files that are in `directory` now."""
+    paths = sorted(path for path in directory.rglob("*") if path.is_file())
+    files = {str(path.relative_to(directory)): _facts(path) for path in paths}
+    body: dict[str, Any] = {"format": FORMAT, "files": files}
+    write_atomically(directory / NAME, json.dumps(body | {"digest": _digest(body)}, indent=1) + "\n")
+
+
+def damage(directory: Path) -> list[str]:
+    """What is wrong with the checkpoint in `directory`, a line for each file; empty when it is whole."""
+    try:
+        body = json.loads((directory / NAME).read_text())
+        digest = body.pop("digest")
+    except FileNotFoundError:
+        return [f"{NAME} is missing"]
+    except (OSError, ValueError, AttributeError, KeyError) as error:
+        return [f"{NAME} cannot be read: {error}"]
+    if digest != _digest(body):
+        return [f"{NAME} was changed"]
+    found = ((name, _wrong(directory / name, facts)) for name, facts in body["files"].items())
+    return [f"{name} {wrong}" for name, wrong in found if wrong]
+
+
+def _wrong(path: Path, facts: dict[str, Any]) -> str | None:
+    try:
+        size = path.stat().st_size
+        if size != facts["bytes"]:
+            return f"has {size} bytes, not {facts['bytes']}"
+        return None if _facts(path) == facts else "was changed: another SHA-256"
+    except FileNotFoundError:
+        return "is missing"
+    except OSError as error:
+        return f"cannot be read: {error}"
+
+
+def _facts(path: Path) -> dict[str, Any]:
+    with path.open("rb") as file:
+        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+
+
+def _digest(body: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
