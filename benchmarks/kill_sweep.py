@@ -26,6 +26,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from assay.checkpoint import manifest
 from assay.checkpoint.checkpoints import Checkpoints
 from assay.runs import read_metrics
 from assay.runs.directory import RunDirectory, run_directories
@@ -37,7 +38,7 @@ model.transformer.width = 16
 model.transformer.heads = 4
 model.transformer.dropout = 0.1
 experiment.dataset = @dataset.python_stdlib()
-dataset.python_stdlib.tokenizer = @tokenizer.byte()
+dataset.python_stdlib.tokenizer = @tokenizer.bytes()
 dataset.python_stdlib.max_bytes = 300_000
 dataset.python_stdlib.context = 32
 dataset.python_stdlib.packing = 'documents'
@@ -59,7 +60,7 @@ experiment.checkpoint_every = 25
 experiment.keep_best = 'validation/loss'
 """
 STEPS = 150
-PATIENCE = 300.0  # seconds that a session may take before the trial counts as hung
+PATIENCE = 120.0  # seconds that a session may take before the trial counts as hung
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,7 +117,7 @@ class Place:
             "XLA_FLAGS": f"--xla_force_host_platform_device_count={self.layout.devices}",
         }
         address = f"127.0.0.1:{_free_port()}"
-        started = []
+        started: list[subprocess.Popen[str]] = []
         for i in range(self.layout.processes):
             several = ["--coordinator", address, "--processes", str(self.layout.processes), "--process", str(i)]
             command = [sys.executable, "-m", "assay.cli", *words, *(several if self.layout.processes > 1 else [])]
@@ -129,7 +130,7 @@ class Place:
     def to_the_end(self) -> float:
         """Run or resume until all steps are done; seconds of the last session. Raises AssertionError when it fails."""
         begun = time.monotonic()
-        codes = [process.wait(PATIENCE) for process in self.start()]
+        codes = _codes(self.start())
         assert codes == [0] * len(codes), f"exit codes {codes}; see {self.path}"
         return time.monotonic() - begun
 
@@ -138,7 +139,7 @@ class Place:
         assert self.run is not None
         checkpoints = Checkpoints(self.run.checkpoints, read_only=True)
         try:
-            assert not checkpoints.damage(STEPS)
+            assert not manifest.damage(self.run.checkpoints / str(STEPS))
             digests = checkpoints.extra(STEPS)["digests"]
         finally:
             checkpoints.close()
@@ -201,7 +202,7 @@ def _trial(
             where = _phase(place)
             for process in processes:
                 process.send_signal(number)
-            codes = [process.wait(PATIENCE) for process in processes]
+            codes = _codes(processes)
             if codes == [0] * len(codes):
                 break  # the signal came after the last step
             if number == signal.SIGTERM and not set(codes) <= {75, -signal.SIGTERM}:
@@ -235,6 +236,17 @@ def _wait(processes: list[subprocess.Popen[str]], ready: Callable[[], bool]) -> 
             return False
         time.sleep(0.001)
     return True
+
+
+def _codes(processes: list[subprocess.Popen[str]]) -> list[int]:
+    """The exit codes; no process outlives a session that takes too long."""
+    try:
+        return [process.wait(PATIENCE) for process in processes]
+    except subprocess.TimeoutExpired:
+        for process in processes:
+            process.kill()
+            process.wait()
+        raise
 
 
 def _phase(place: Place) -> str:

@@ -6,10 +6,9 @@ Its manifest (assay.checkpoint.manifest) says whether its files are what was wri
 """
 
 import errno
-import itertools
 import logging
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -88,27 +87,6 @@ class Checkpoints:
             )
         return wanted
 
-    def damage(self, step: int) -> list[str]:
-        """What is wrong with the files of a checkpoint, a line for each; empty when it is whole. Reads all of it."""
-        return manifest.damage(self._place(step))
-
-    def newest_whole(self, report: Callable[[str], None]) -> int | None:
-        """The step of the newest checkpoint that is whole, or None; each newer one is reported with what is wrong with it."""
-        for step in reversed(self.steps()):
-            wrong = self.damage(step)
-            if not wrong:
-                return step
-            report(
-                f"CHECKPOINT {step} IS DAMAGED and not used: {'; '.join(wrong[:3])}{'; …' if wrong[3:] else ''} ({self._place(step)})"
-            )
-        return None
-
-    def set_aside(self, step: int) -> Path:
-        """Rename a damaged checkpoint, so that its step can be saved again, and return its new place."""
-        names = (f"damaged-{step}{f'-{n}' if n else ''}" for n in itertools.count())
-        place = next(path for name in names if not (path := self.directory / name).exists())
-        return self._place(step).rename(place)
-
     def save(self, step: int, state: Any, extra: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
         """Begin to write a checkpoint. Returns once the arrays are copied to the host, so that they may be donated.
 
@@ -156,6 +134,11 @@ class Checkpoints:
         Raises CheckpointError where the checkpoint lacks one of them or holds another shape.
         """
         wanted = dotted(abstract)
+        wrong = manifest.damage(self.directory / str(step))
+        if wrong:
+            raise CheckpointError(
+                f"checkpoint {step} in {self.directory} is damaged: {'; '.join(wrong[:3])}; take another step"
+            )
         self._compare(step, wanted)
         arguments = ocp.args.PyTreeRestore(
             item=wanted, restore_args=ocp.checkpoint_utils.construct_restore_args(wanted), partial_restore=True
@@ -179,9 +162,6 @@ class Checkpoints:
             self._manager.close()
         except Exception as error:
             raise self._failed(error) from error
-
-    def _place(self, step: int) -> Path:
-        return self.directory / str(step)
 
     def _compare(self, step: int, wanted: Mapping[str, Any]) -> None:
         """Raise CheckpointError listing where the checkpoint differs from `wanted` in names or shapes."""

@@ -6,8 +6,10 @@ checkpoint without a manifest, or with one that does not fit its files, is damag
 
 import asyncio
 import hashlib
+import itertools
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +70,30 @@ def damage(directory: Path) -> list[str]:
         return [f"{NAME} was changed"]
     found = ((name, _wrong(directory / name, facts)) for name, facts in body["files"].items())
     return [f"{name} {wrong}" for name, wrong in found if wrong]
+
+
+def steps(directory: Path) -> list[int]:
+    """The steps of the checkpoints in `directory` that got their names, ascending, whole or not."""
+    return sorted(int(path.name) for path in directory.iterdir() if path.name.isdigit()) if directory.is_dir() else []
+
+
+def newest_whole(directory: Path, report: Callable[[str], None]) -> int | None:
+    """The step of the newest checkpoint that is whole, or None; each newer one is reported with what is wrong with it."""
+    for step in reversed(steps(directory)):
+        place = directory / str(step)
+        wrong = damage(place)
+        if not wrong:
+            return step
+        shown = "; ".join(wrong[:3]) + ("; …" if wrong[3:] else "")
+        report(f"CHECKPOINT {step} IS DAMAGED and is not used: {shown} ({place})")
+    return None
+
+
+def set_aside(directory: Path, step: int) -> Path:
+    """Rename a damaged checkpoint, so that its step can be saved again, and return its new place."""
+    names = (f"damaged-{step}{f'-{n}' if n else ''}" for n in itertools.count())
+    place = next(path for name in names if not (path := directory / name).exists())
+    return (directory / str(step)).rename(place)
 
 
 def _wrong(path: Path, facts: dict[str, Any]) -> str | None:

@@ -84,7 +84,7 @@ class Faults:
             step,
             KINDS[kind],
             f"{said}. The batch, the numbers of its examples and each layer's gradient norm are in {place}; "
-            f"`assay replay {self._run.id} --step {step}` does the step again. Checkpoints hold what was before; to go on past such "
+            "checkpoints hold what was before; to go on past such "
             f"steps set experiment.{OPTIONS[kind]} = 'skip' or 'rewind'",
         )
 
@@ -103,6 +103,5 @@ class Faults:
             "examples": self._batches.examples(batch),
             "metrics": metrics,
             "gradient_norms": layers,
-            "replay": f"assay replay {self._run.id} --step {step}",
         }
         self._run.write(f"faults/step-{step}/facts.json", json.dumps(finite(facts), indent=1) + "\n")

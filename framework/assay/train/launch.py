@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from assay import devices, runs
+from assay.checkpoint import manifest
 from assay.checkpoint.checkpoints import Checkpoints
 from assay.config import Loaded, load_text
 from assay.errors import RunError
@@ -192,13 +193,8 @@ def _plugins(loaded: Loaded) -> dict[str, Any]:
 
 def _newest_whole(run: RunDirectory) -> int | None:
     """The step of the run's newest whole checkpoint; damaged ones that are newer are reported and set aside."""
-    if not run.checkpoints.is_dir():
-        return None
-    checkpoints = Checkpoints(run.checkpoints, read_only=True)
-    try:
-        step = checkpoints.newest_whole(to_stderr)
-        for damaged in [s for s in checkpoints.steps() if step is None or s > step]:
-            to_stderr(f"set aside as {checkpoints.set_aside(damaged)}")
-        return step
-    finally:
-        checkpoints.close()
+    step = manifest.newest_whole(run.checkpoints, to_stderr)
+    for damaged in manifest.steps(run.checkpoints):
+        if step is None or damaged > step:
+            to_stderr(f"it is kept as {manifest.set_aside(run.checkpoints, damaged)}")
+    return step

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from assay.checkpoint import manifest
 from assay.checkpoint.checkpoints import Checkpoints
 from assay.checkpoint.digests import digests
 from assay.data.pipeline import train_batches
@@ -154,7 +155,7 @@ class Trainer:
     def _rewound(self, rewind: Rewind) -> int:
         """Go back to the last checkpoint, or to the beginning, and leave the bad batch out from there on. Returns the step."""
         self.checkpoints.wait()
-        step = self.checkpoints.newest_whole(self.progress.line)
+        step = manifest.newest_whole(self.run.checkpoints, self.progress.line)
         self.progress.line(f"{rewind}; going back to step {step or 0}, and on without batch {rewind.batch}")
         self.begin(step)
         self.batches.skip(rewind.batch)
