@@ -54,7 +54,7 @@ def seal(directory: Path) -> None:
     paths = sorted(path for path in directory.rglob("*") if path.is_file())
     files = {str(path.relative_to(directory)): _facts(path) for path in paths}
     body: dict[str, Any] = {"format": FORMAT, "files": files}
-    write_atomically(directory / NAME, json.dumps(body | {"digest": _digest(body)}, indent=1) + "\n")
+    write_atomically(directory / NAME, json.dumps(body | {"digest": _digest(body)}, indent=1))
 
 
 def damage(directory: Path) -> list[str]:
