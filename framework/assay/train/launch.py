@@ -136,6 +136,7 @@ def _session(loaded: Loaded, plan: Plan, run: RunDirectory, resume_from: int | N
             rewind(run, resume_from or 0)
         tracking = Fanout(run, _trackers(loaded, progress), primary=is_first(), report=progress.line)
         ledger = Ledger(run.path, primary=is_first())
+        ledger.steps_done = resume_from or 0
         status = "failed"
         try:
             lineage = {"config": loaded.flat, "plugins": _plugins(loaded)}
