@@ -4,7 +4,7 @@
 
 Each trial is one run of a small language model on the standard library's sources (dropout, moving average, packed documents, cosine
 schedule, best checkpoint kept), killed up to --kills times and resumed each time, on one device, on four virtual ones with FSDP,
-and in two processes. A kill is SIGKILL or, one time in five, SIGTERM; it comes at a random moment of the session, or while data is
+and in two processes. One kill in five is a SIGTERM, the others are SIGKILL; it comes at a random moment of the session, or while data is
 prepared for the first time, or while a checkpoint is written. In the end the digest of every array of the final state (parameters,
 optimizer, moving average, random key, step) and every logged loss must be those of a run left alone with the same layout.
 """
@@ -60,6 +60,7 @@ experiment.checkpoint_every = 25
 experiment.keep_best = 'validation/loss'
 """
 STEPS = 150
+SIGTERMS = 0.2  # of all signals
 PATIENCE = 120.0  # seconds that a session may take before the trial counts as hung
 
 
@@ -165,7 +166,7 @@ def sweep(n: int, folder: Path, *, seed: int = 0, kills: int = 4, layouts: list[
         cold = rng.random() < 0.2
         path = folder / f"trial-{trial}"
         place = Place(path, layout, path / "cache" if cold else folder / "cache")
-        problem = _trial(place, rng, min(kills, n - sum(counts.values())), alone[layout], counts, cold)
+        problem = _trial(place, rng, n, min(kills, n - sum(counts.values())), alone[layout], counts, cold)
         if problem:
             failed.append(f"trial {trial} on {layout.name}: {problem}")
             print(failed[-1], flush=True)
@@ -179,6 +180,7 @@ def sweep(n: int, folder: Path, *, seed: int = 0, kills: int = 4, layouts: list[
 def _trial(
     place: Place,
     rng: random.Random,
+    n: int,
     kills: int,
     alone: tuple[Any, float],
     counts: collections.Counter[str],
@@ -188,7 +190,9 @@ def _trial(
     expected, seconds = alone
     try:
         for i in range(kills):
-            number = signal.SIGTERM if rng.random() < 0.2 else signal.SIGKILL
+            terms = sum(count for name, count in counts.items() if name.startswith("SIGTERM"))
+            share = (SIGTERMS * n - terms) / (n - sum(counts.values()))
+            number = signal.SIGTERM if rng.random() < share else signal.SIGKILL
             delay = rng.uniform(0, seconds)
             moment = rng.choice(["any", "any", "any", "saving"]) if i or not cold else "preparing"
             processes = place.start()

@@ -5,8 +5,10 @@ item `extra`, JSON with all the rest that is needed to go on (data iterator, con
 Its manifest (assay.checkpoint.manifest) says whether its files are what was written; the digests say whether what was read is.
 """
 
+import ctypes
 import errno
 import logging
+import math
 import traceback
 from collections.abc import Mapping
 from pathlib import Path
@@ -47,8 +49,8 @@ class Checkpoints:
 
     def __init__(self, directory: Path, *, keep: int = 1, best: str | None = None, read_only: bool = False) -> None:
         policies: list[Any] = [_policy.LatestN(keep)]
-        value = None if best is None else _Value(best.removeprefix("+"))
         higher = best is not None and best.startswith("+")
+        value = None if best is None else _Value(best.removeprefix("+"), -math.inf if higher else math.inf)
         if value is not None:
             policies.append(
                 _policy.BestN(get_metric_fn=value, reverse=not higher, n=1, keep_checkpoints_without_metrics=False)
@@ -61,6 +63,7 @@ class Checkpoints:
             read_only=read_only,
             temporary_path_class=manifest.Sealed,
             cleanup_tmp_directories=not read_only,
+            async_options=ocp.AsyncOptions(post_finalization_callback=_give_memory_back),
         )
         self.directory = directory.absolute()
         self._keeps_best = best is not None
@@ -117,6 +120,7 @@ class Checkpoints:
 
     def extra(self, step: int) -> dict[str, Any]:
         """The JSON part of a checkpoint. Raises CheckpointError for another format version or a damaged file."""
+        self._check_files(step, "extra/")
         try:
             value = self._manager.restore(step, args=ocp.args.Composite(extra=ocp.args.JsonRestore()))["extra"]
         except Exception as error:
@@ -131,14 +135,10 @@ class Checkpoints:
     def restore(self, step: int, abstract: T) -> T:
         """The arrays of `abstract` (a tree of ShapeDtypeStructs with shardings), which may be a part of what was saved.
 
-        Raises CheckpointError where the checkpoint lacks one of them or holds another shape.
+        Raises CheckpointError where the checkpoint is damaged, lacks one of them or holds another shape.
         """
         wanted = dotted(abstract)
-        wrong = manifest.damage(self.directory / str(step))
-        if wrong:
-            raise CheckpointError(
-                f"checkpoint {step} in {self.directory} is damaged: {'; '.join(wrong[:3])}; take another step"
-            )
+        self._check_files(step)
         self._compare(step, wanted)
         arguments = ocp.args.PyTreeRestore(
             item=wanted, restore_args=ocp.checkpoint_utils.construct_restore_args(wanted), partial_restore=True
@@ -162,6 +162,14 @@ class Checkpoints:
             self._manager.close()
         except Exception as error:
             raise self._failed(error) from error
+
+    def _check_files(self, step: int, part: str = "") -> None:
+        """Raise CheckpointError naming the files, of those that begin with `part`, that are not what was written."""
+        wrong = manifest.damage(self.directory / str(self.step(step)), part)
+        if wrong:
+            raise CheckpointError(
+                f"checkpoint {step} in {self.directory} is damaged: {'; '.join(wrong[:3])}; take another step"
+            )
 
     def _compare(self, step: int, wanted: Mapping[str, Any]) -> None:
         """Raise CheckpointError listing where the checkpoint differs from `wanted` in names or shapes."""
@@ -196,14 +204,25 @@ class Checkpoints:
         return CheckpointError(f"could not write a checkpoint in {self.directory}: {advice} ({state})")
 
 
-class _Value:
-    """Looks one metric up; checkpoints without it rank last."""
+def _give_memory_back() -> None:
+    """Return freed memory to the system, from the thread in the background, once the arrays are written.
 
-    def __init__(self, name: str) -> None:
-        self.name = name
+    glibc keeps what threads have freed, here the buffers of the writers: without this, each save adds to the process for ever.
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
+
+
+class _Value:
+    """Looks one metric up; a checkpoint without it, or where it is not a number, ranks last."""
+
+    def __init__(self, name: str, worst: float) -> None:
+        self.name, self.worst = name, worst
 
     def __call__(self, metrics: Mapping[str, float]) -> float:
-        return metrics[self.name]
+        value = metrics.get(self.name, math.nan)
+        return self.worst if math.isnan(value) else value
 
 
 def dotted(tree: Any) -> dict[str, Any]:

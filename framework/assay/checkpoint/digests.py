@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Array, UInt32
 
 WORDS = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}
+NARROW = {jnp.dtype(kind) for kind in (jnp.int2, jnp.int4, jnp.uint2, jnp.uint4)}  # no bitcast takes them
 
 
 def digests(tree: Any) -> dict[str, int]:
@@ -31,10 +32,18 @@ def _digest(x: Array) -> UInt32[Array, ""]:
     Each element's word goes through the finaliser of MurmurHash3 after its place was added, so that neither a swap of two elements
     nor a change of one bit leaves the sum as it was, but for one case in 2^32.
     """
-    x = x.astype(jnp.uint8) if x.dtype == jnp.bool_ else x
-    words = jax.lax.bitcast_convert_type(x, WORDS[min(x.dtype.itemsize, 4)]).astype(jnp.uint32).reshape(-1)
+    words = _words(x).astype(jnp.uint32).reshape(-1)
     place = jax.lax.iota(jnp.uint32, words.size) * jnp.uint32(0x9E3779B1)
     z = words + place
     z = (z ^ (z >> 16)) * jnp.uint32(0x85EBCA6B)
     z = (z ^ (z >> 13)) * jnp.uint32(0xC2B2AE35)
     return jnp.sum(z ^ (z >> 16), dtype=jnp.uint32)
+
+
+def _words(x: Array) -> Array:
+    """The bits of `x` as unsigned integers of at most 32 bits."""
+    if jnp.iscomplexobj(x):
+        x = jnp.stack([x.real, x.imag], axis=-1)
+    if x.dtype == jnp.bool_ or x.dtype in NARROW:
+        x = x.astype(jnp.int8)
+    return jax.lax.bitcast_convert_type(x, WORDS[min(x.dtype.itemsize, 4)])

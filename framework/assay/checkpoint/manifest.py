@@ -10,17 +10,20 @@ import itertools
 import json
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from orbax.checkpoint._src.metadata import checkpoint as step_metadata
 from orbax.checkpoint._src.path import atomicity
 
+from assay.errors import CheckpointError
 from assay.runs.files import write_atomically
 
 NAME = "manifest.json"
 FORMAT = 1
 TEMPORARY = "orbax-checkpoint-tmp"  # in the name of an unfinished checkpoint
+THREADS = 4  # that read and hash files; hashlib does both without the interpreter's lock
 
 
 class Sealed(atomicity.AtomicRenameTemporaryPath):  # type: ignore[misc]  # Orbax has no types here
@@ -29,47 +32,58 @@ class Sealed(atomicity.AtomicRenameTemporaryPath):  # type: ignore[misc]  # Orba
     async def finalize(self) -> None:
         """Bring the last files into their final form, seal them, and rename the directory."""
         directory, final = Path(self.get()), Path(self.get_final())
-        if (
-            TEMPORARY not in final.parent.name
-        ):  # else one item of a checkpoint, whose files the checkpoint's manifest has
-            await self._sealed(directory, final)
-        await super().finalize()
+        if TEMPORARY in final.parent.name:  # one item of a checkpoint; the checkpoint's manifest will have its files
+            await super().finalize()
+            return
+        # What Orbax does, with the seal as the last thing before the new name: nothing may change a file after it.
+        await asyncio.to_thread(self._commit, directory, final)
+        await asyncio.to_thread(seal, directory)
+        await asyncio.to_thread(directory.rename, final)
 
-    async def _sealed(self, directory: Path, final: Path) -> None:
+    def _commit(self, directory: Path, final: Path) -> None:
         orbax: Any = self
         store = orbax._checkpoint_metadata_store
         if store is not None:
-            await asyncio.to_thread(store.wait_until_finished)
+            store.wait_until_finished()
             file = step_metadata.step_metadata_file_path(self.get())
-            await asyncio.to_thread(store.update, file_path=file, commit_timestamp_nsecs=time.time_ns())
-            await asyncio.to_thread(store.wait_until_finished)
-            orbax._checkpoint_metadata_store = None  # it would write the time of the commit once more
-        text = f"Checkpoint commit was successful to {final}"  # the same that Orbax writes there afterwards
-        (directory / atomicity.COMMIT_SUCCESS_FILE).write_text(text)
-        await asyncio.to_thread(seal, directory)
+            store.update(file_path=file, commit_timestamp_nsecs=time.time_ns())
+            store.wait_until_finished()
+        (directory / atomicity.COMMIT_SUCCESS_FILE).write_text(f"Checkpoint commit was successful to {final}")
 
 
 def seal(directory: Path) -> None:
     """Write the manifest of the files that are in `directory` now."""
     paths = sorted(path for path in directory.rglob("*") if path.is_file())
-    files = {str(path.relative_to(directory)): _facts(path) for path in paths}
+    with ThreadPoolExecutor(THREADS) as pool:
+        facts = pool.map(_facts, paths)
+    files = {str(path.relative_to(directory)): each for path, each in zip(paths, facts, strict=True)}
     body: dict[str, Any] = {"format": FORMAT, "files": files}
     write_atomically(directory / NAME, json.dumps(body | {"digest": _digest(body)}, indent=1))
 
 
-def damage(directory: Path) -> list[str]:
-    """What is wrong with the checkpoint in `directory`, a line for each file; empty when it is whole."""
+def damage(directory: Path, part: str = "") -> list[str]:
+    """What is wrong with the checkpoint in `directory`, a line for each file; empty when it is whole.
+
+    part: look only at the files whose names begin with it. Raises CheckpointError for a manifest of another format.
+    """
     try:
         body = json.loads((directory / NAME).read_text())
         digest = body.pop("digest")
     except FileNotFoundError:
         return [f"{NAME} is missing"]
-    except (OSError, ValueError, AttributeError, KeyError) as error:
+    except (OSError, ValueError, AttributeError, KeyError, TypeError) as error:
         return [f"{NAME} cannot be read: {error}"]
     if digest != _digest(body):
         return [f"{NAME} was changed"]
-    found = ((name, _wrong(directory / name, facts)) for name, facts in body["files"].items())
-    return [f"{name} {wrong}" for name, wrong in found if wrong]
+    if body["format"] != FORMAT:
+        raise CheckpointError(
+            f"{directory / NAME} has format {body['format']}, this Assay reads format {FORMAT}; "
+            "use the Assay version that wrote it (run.json names it)"
+        )
+    files = {name: facts for name, facts in body["files"].items() if name.startswith(part)}
+    with ThreadPoolExecutor(THREADS) as pool:
+        found = pool.map(_wrong, (directory / name for name in files), files.values())
+    return [f"{name} {wrong}" for name, wrong in zip(files, found, strict=True) if wrong]
 
 
 def steps(directory: Path) -> list[int]:
