@@ -1,5 +1,6 @@
 """A checkpoint whose files are not what was written is found, named and never restored."""
 
+import json
 import shutil
 
 import jax
@@ -97,7 +98,7 @@ def test_digests_do_not_depend_on_the_devices_and_see_every_bit():
     swapped = x.copy()
     swapped[[0, 1]] = swapped[[1, 0]]
     assert len({digests({"x": jnp.asarray(v)})["x"] for v in (x, flipped, swapped)}) == 3
-    for dtype in (jnp.bfloat16, jnp.int32, jnp.uint8, jnp.bool_):
+    for dtype in (jnp.bfloat16, jnp.int32, jnp.uint8, jnp.bool_, jnp.int4, jnp.float8_e4m3fn, jnp.complex64):
         values = jnp.asarray([1, 0, 1, 1], dtype)
         assert digests({"x": values}) != digests({"x": values[::-1]})
 
@@ -109,4 +110,28 @@ def test_checkpoints_without_metrics_do_not_crowd_out_the_best(tmp_path):
         checkpoints.wait()
     assert checkpoints.steps() == [1, 5]
     assert checkpoints.best() == 1
+    checkpoints.close()
+
+
+@pytest.mark.parametrize("best", ["validation/loss", "+validation/loss"])
+def test_a_value_that_is_not_a_number_is_never_the_best(tmp_path, best):
+    checkpoints = Checkpoints(tmp_path, keep=1, best=best)
+    for step, value in ((1, float("nan")), (2, 3.0), (3, float("nan")), (4, 3.0), (5, float("nan"))):
+        checkpoints.save(step, STATE, {}, {"validation/loss": value})
+        checkpoints.wait()
+    assert checkpoints.best() in (2, 4)
+    assert 5 in checkpoints.steps()
+    checkpoints.close()
+
+
+def test_a_manifest_of_another_format_is_refused(saved, tmp_path):
+    directory = tmp_path / "copy"
+    shutil.copytree(saved, directory)
+    path = directory / "20" / manifest.NAME
+    body = json.loads(path.read_text()) | {"format": 99}
+    del body["digest"]
+    path.write_text(json.dumps(body | {"digest": manifest._digest(body)}))
+    checkpoints = Checkpoints(directory, read_only=True)
+    with pytest.raises(CheckpointError, match="format 99, this Assay reads format 1"):
+        checkpoints.extra(20)
     checkpoints.close()

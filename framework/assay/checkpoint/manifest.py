@@ -91,9 +91,12 @@ def steps(directory: Path) -> list[int]:
     return sorted(int(path.name) for path in directory.iterdir() if path.name.isdigit()) if directory.is_dir() else []
 
 
-def newest_whole(directory: Path, report: Callable[[str], None]) -> int | None:
-    """The step of the newest checkpoint that is whole, or None; each newer one is reported with what is wrong with it."""
-    for step in reversed(steps(directory)):
+def newest_whole(directory: Path, report: Callable[[str], None], before: int | None = None) -> int | None:
+    """The step of the newest checkpoint that is whole, or None; each newer one is reported with what is wrong with it.
+
+    before: look only at those of earlier steps.
+    """
+    for step in reversed([step for step in steps(directory) if before is None or step < before]):
         place = directory / str(step)
         wrong = damage(place)
         if not wrong:

@@ -22,6 +22,7 @@ VERBS = {
     "plan": "show shapes, shardings, memory and cost of an experiment without running it",
     "run": "train an experiment",
     "resume": "go on with a run from its last checkpoint",
+    "replay": "do one step of a run again, and show what it does to each parameter",
     "evaluate": "evaluate a run's checkpoint",
     "sample": "sample from a run's checkpoint",
     "import": "read a model that another library trained, for fine-tuning",

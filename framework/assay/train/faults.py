@@ -84,7 +84,7 @@ class Faults:
             step,
             KINDS[kind],
             f"{said}. The batch, the numbers of its examples and each layer's gradient norm are in {place}; "
-            "checkpoints hold what was before; to go on past such "
+            f"`assay replay {self._run.id} --step {step}` does the step again; to go on past such "
             f"steps set experiment.{OPTIONS[kind]} = 'skip' or 'rewind'",
         )
 

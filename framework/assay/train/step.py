@@ -32,10 +32,22 @@ def make_step(
     assay.train.guard) and "gradient_norms", one for each parameter array in flattening order. Where the experiment says to skip
     a faulty step, only `step` advances in it.
     """
+    inspected = make_inspected_step(experiment, network, optimizer, layout)
+
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        return inspected(state, batch)[:2]
+
+    return step
+
+
+def make_inspected_step(
+    experiment: Experiment, network: Network, optimizer: optax.GradientTransformation, layout: Layout
+) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics, Tree, Tree]]:
+    """The same update, which also gives the gradients (before clipping) and what is added to each parameter."""
     skips = {guard.NOT_FINITE: experiment.on_nonfinite == "skip", guard.SPIKE: experiment.on_spike == "skip"}
     learning_rate = experiment.optimizer.learning_rate_at(experiment.steps)
 
-    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics, Tree, Tree]:
         with active_layout(layout.sharding):
             gradients, stats, metrics = _gradients(experiment, network, state, batch)
         updates, optimizer_state = optimizer.update(gradients, state.optimizer, state.params)
@@ -57,7 +69,7 @@ def make_step(
         new = dataclasses.replace(new, step=state.step + 1)
         metrics |= {"gradient_norm": norm, "gradient_norms": norms, "fault": wrong}
         metrics |= {"learning_rate": jnp.asarray(learning_rate(state.step), jnp.float32)}
-        return new, metrics
+        return new, metrics, gradients, updates
 
     return step
 
