@@ -67,7 +67,8 @@ def make_layout(
 ) -> Layout:
     """The layout of `parallelism` over `devices` (default: all). A mesh without -1 may use the first devices only.
 
-    Raises LayoutError when the mesh does not fit the devices, or when a rule names a mesh axis that there is not.
+    Raises LayoutError when the mesh does not fit the devices or leaves a process without any, or when a rule names a mesh axis that
+    there is not.
     """
     devices = list(jax.devices() if devices is None else devices)
     source = f"experiment.parallelism, {where('experiment.parallelism')}"
@@ -77,6 +78,12 @@ def make_layout(
     if unknown:
         raise LayoutError(f"the rules name mesh axes {sorted(unknown)}, but the mesh has {list(sizes)} ({source})")
     used = np.array(devices[: math.prod(sizes.values())]).reshape(tuple(sizes.values()))
+    idle = set(range(jax.process_count())) - {device.process_index for device in used.flat}
+    if idle:
+        raise LayoutError(
+            f"the mesh has {used.size} of {len(devices)} devices, and process {min(idle)} has none of them; "
+            f"use all devices, or start fewer processes ({source})"
+        )
     return Layout(Mesh(used, tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes)), rules, source)
 
 

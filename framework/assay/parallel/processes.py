@@ -1,6 +1,7 @@
 """Several processes that train together: how they meet, share a text, and agree on stopping. With one it all costs nothing."""
 
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -58,12 +59,16 @@ def barrier(name: str) -> None:
 
 
 class Agreement:
-    """Whether any process says yes, computed by the devices behind the step that was just handed to them: nobody waits for it."""
+    """Whether any process says yes, computed by the devices behind the step that was just handed to them: nobody waits for it.
 
-    def __init__(self) -> None:
+    devices: those of the step, and no others: XLA's threads on CPU, as many as a process has devices, could all wait for the step.
+    """
+
+    def __init__(self, devices: Sequence[jax.Device]) -> None:
         self._alone = jax.process_count() == 1
         if not self._alone:
-            mesh = Mesh(np.array(jax.devices()), ("all",))
+            mesh = Mesh(np.array(devices), ("all",))
+            self._local = sum(device.process_index == jax.process_index() for device in devices)
             self._split = NamedSharding(mesh, PartitionSpec("all"))
             self._max = jax.jit(jnp.max, out_shardings=NamedSharding(mesh, PartitionSpec()))
 
@@ -71,7 +76,7 @@ class Agreement:
         """Hand in this process' flag. All processes ask the same number of times, and get the same answer from `any`."""
         if self._alone:
             return flag
-        local = np.full(jax.local_device_count(), flag, np.int32)
+        local = np.full(self._local, flag, np.int32)
         return self._max(jax.make_array_from_process_local_data(self._split, local))
 
     def any(self, answer: Any) -> bool:

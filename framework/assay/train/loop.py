@@ -65,7 +65,7 @@ class Trainer:
         self.callbacks = callbacks_of(plan, run.path)
         self.faults = Faults(plan, run, self.batches, progress.line)
         self.watchdog = Watchdog(e.hang_factor, run.path, progress.line)
-        self.agreement = Agreement()
+        self.agreement = Agreement(plan.layout.mesh.devices.ravel().tolist())
         self.meter = Meter()
         self.state: TrainState
         self.step = 0
