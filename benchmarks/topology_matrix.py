@@ -67,7 +67,7 @@ def outcome(folder: Path, job: Job) -> Path:
 
 
 def differences(folder: Path, job: Job) -> dict[str, float]:
-    """How a job differs from one device alone: "start" and "stream" as the share of arrays and batches, "losses" and "evaluation" relative."""
+    """How a job differs from one device alone: the share of arrays ("start") and batches ("stream"), and relative "losses", "evaluation"."""
     alone, found = (_loaded(folder, each) for each in ((ALONE, None), job))
     first = 0 if job[1] is None else MOVED
     if job[1] is not None:
@@ -236,10 +236,11 @@ def _experiment(folder: Path, cell: Cell) -> Any:
     from assay_plugins.schedules.cosine import Cosine
     from assay_plugins.tokenizers.byte import Bytes
 
+    tokenizer: Any = Bytes()
     strategy: Any = {"dp": DataParallel, "fsdp": FSDP, "tp": Tensor, "fsdp+tp": FSDPTensor}[cell.strategy]
     return Experiment(
         model=Transformer(layers=2, width=32, heads=8, mlp_width=64, norm="layernorm", activation="gelu", dropout=0.1),
-        dataset=TextFiles(files=str(folder / "corpus.txt"), tokenizer=Bytes(), context=16),
+        dataset=TextFiles(files=str(folder / "corpus.txt"), tokenizer=tokenizer, context=16),
         objective=NextToken(),
         optimizer=AdamW(learning_rate=Cosine(peak=3e-3, warmup_steps=5), clip_norm=1.0, weight_decay=0.1),
         parallelism=strategy(),

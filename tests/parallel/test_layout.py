@@ -110,3 +110,9 @@ def test_factored_statistics_keep_the_dimension_they_have():
     specs = {x.shape: s.spec for x, s in zip(jax.tree.leaves(state), jax.tree.leaves(placed), strict=True)}
     assert specs[(256,)] == P("fsdp")
     assert specs[(128,)] == P("tensor")
+
+
+def test_a_process_without_a_device_in_the_mesh_is_refused(monkeypatch):
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    with pytest.raises(LayoutError, match="process 1 has none of them"):
+        layout(data=2, fsdp=2, tensor=2)

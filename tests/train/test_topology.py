@@ -1,0 +1,27 @@
+"""Where a run runs does not matter: a part of benchmarks/topology_matrix.py, in real processes."""
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCHMARK = Path(__file__).parents[2] / "benchmarks" / "topology_matrix.py"
+
+
+@pytest.mark.slow
+def test_a_part_of_the_topology_matrix(tmp_path):
+    spec = importlib.util.spec_from_file_location("topology_matrix", BENCHMARK)
+    matrix = importlib.util.module_from_spec(spec)
+    sys.modules["topology_matrix"] = matrix
+    spec.loader.exec_module(matrix)
+    sharded, divided = matrix.Cell(1, 4, "fsdp+tp"), matrix.Cell(2, 2, "fsdp")
+    cells = [matrix.ALONE, sharded, divided]
+    moves = [(divided, matrix.ALONE), (divided, sharded), (matrix.ALONE, divided)]
+    jobs = [*((cell, None) for cell in cells), *moves]
+    matrix.measure(tmp_path, jobs[:3])
+    matrix.measure(tmp_path, moves)
+    for job in jobs:
+        found = matrix.differences(tmp_path, job)
+        assert (found["start"], found["stream"]) == (0, 0), job
+        assert max(found["losses"], found["evaluation"]) <= matrix.TOLERANCE, job
