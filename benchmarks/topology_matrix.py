@@ -67,7 +67,7 @@ def outcome(folder: Path, job: Job) -> Path:
 
 
 def differences(folder: Path, job: Job) -> dict[str, float]:
-    """How a job differs from one device alone: the share of arrays ("start") and batches ("stream"), and relative "losses", "evaluation"."""
+    """How a job differs from one device alone: the share of arrays ("start") and batches ("stream"), relative "losses", "evaluation"."""
     alone, found = (_loaded(folder, each) for each in ((ALONE, None), job))
     first = 0 if job[1] is None else MOVED
     if job[1] is not None:
@@ -189,7 +189,8 @@ def _train(folder: Path, job: Job) -> None:
         for i in range(cell.processes):
             with np.load(folder / f"rows-{i}.npz") as part:
                 values |= {f"rows-{i}": part["rows"], f"first-{i}": part["first"]}
-        np.savez(outcome(folder, job), **values)
+        named: dict[str, Any] = values
+        np.savez(outcome(folder, job), **named)
         if begun is None:
             shutil.copytree(run.checkpoints / str(MOVED), folder / "moved" / str(cell))
         shutil.rmtree(run.path)
