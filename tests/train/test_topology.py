@@ -19,8 +19,8 @@ def test_a_part_of_the_topology_matrix(tmp_path):
     cells = [matrix.ALONE, sharded, divided]
     moves = [(divided, matrix.ALONE), (divided, sharded), (matrix.ALONE, divided)]
     jobs = [*((cell, None) for cell in cells), *moves]
-    matrix.measure(tmp_path, jobs[:3])
-    matrix.measure(tmp_path, moves)
+    matrix.measure(tmp_path, jobs[:-1])  # first those of one process; in each session the jobs come in this order
+    matrix.measure(tmp_path, jobs[-1:])
     for job in jobs:
         found = matrix.differences(tmp_path, job)
         assert (found["start"], found["stream"]) == (0, 0), job

@@ -7,8 +7,23 @@ from typing import Any
 import jax
 import numpy as np
 
+from assay.data.pipeline import TrainIterator, train_batches
 from assay.errors import LayoutError
 from assay.parallel.layout import Layout
+from assay.plan.plan import Plan
+
+
+def training_batches(plan: Plan) -> TrainIterator:
+    """This process' rows of the experiment's endless training batches. Raises DataError as `train_batches` does."""
+    e = plan.experiment
+    return train_batches(
+        e.dataset.source("train"),
+        batch_size=e.batch_size,
+        seed=e.seed,
+        rows=local_rows(plan.layout, e.batch_size),
+        prefetch=e.prefetch,
+        workers=e.workers,
+    )
 
 
 def local_rows(layout: Layout, batch_size: int) -> slice:

@@ -56,9 +56,7 @@ def resume(run: RunDirectory, *, stop: StopRequest | None = None) -> Finished:
     """
     with _stopping(stop) as request:
         loaded = recorded(run)
-        record = run.record()
-        if record.get("data") != loaded.experiment.dataset.fingerprint():
-            raise RunError(f"run {run.id}: its data has changed since it began; restore the data, or start a new run")
+        check_data(run, loaded)
         found = shared_text(str(_newest_whole(run)) if is_first() else None)
         step = None if found == "None" else int(found)
         if step is not None and step >= loaded.experiment.steps:
@@ -77,6 +75,12 @@ def recorded(run: RunDirectory) -> Loaded:
         raise RunError(
             f"run {run.id} has no readable config.gin: {error}; restore it from a copy, or start a new run"
         ) from error
+
+
+def check_data(run: RunDirectory, loaded: Loaded) -> None:
+    """Raise RunError when the data is not what the run began with."""
+    if run.record().get("data") != loaded.experiment.dataset.fingerprint():
+        raise RunError(f"run {run.id}: its data has changed since it began; restore the data, or start a new run")
 
 
 def restored(run: RunDirectory, step: int | None = None) -> tuple[Plan, TrainState, int]:

@@ -12,7 +12,6 @@ import numpy as np
 from assay.checkpoint import manifest
 from assay.checkpoint.checkpoints import Checkpoints
 from assay.checkpoint.digests import digests
-from assay.data.pipeline import train_batches
 from assay.evaluate.evaluator import Evaluator
 from assay.parallel.processes import Agreement
 from assay.plan.flops import model_flops_utilization
@@ -22,7 +21,7 @@ from assay.track.fanout import Fanout
 from assay.train import begin
 from assay.train.callbacks import Callback, Evaluate, Sample, callbacks_of
 from assay.train.faults import Faults, Rewind
-from assay.train.feed import local_rows, stack, to_devices
+from assay.train.feed import stack, to_devices, training_batches
 from assay.train.interrupt import Abandoned, StopRequest
 from assay.train.ledger import Ledger
 from assay.train.progress import Progress
@@ -52,15 +51,7 @@ class Trainer:
         self.ledger = ledger or Ledger(run.path)
         self.evaluator = Evaluator(plan)
         self.evaluator.check_best()
-        rows = local_rows(plan.layout, e.batch_size)
-        self.batches = train_batches(
-            e.dataset.source("train"),
-            batch_size=e.batch_size,
-            seed=e.seed,
-            rows=rows,
-            prefetch=e.prefetch,
-            workers=e.workers,
-        )
+        self.batches = training_batches(plan)
         self.checkpoints = Checkpoints(run.checkpoints, keep=e.keep_checkpoints, best=e.keep_best)
         self.callbacks = callbacks_of(plan, run.path)
         self.faults = Faults(plan, run, self.batches, progress.line)

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 
 from assay.checkpoint import manifest
 from assay.checkpoint.checkpoints import Checkpoints, dotted
-from assay.data.pipeline import TrainIterator, train_batches
+from assay.data.pipeline import TrainIterator
 from assay.errors import RunError
 from assay.network import Tree
 from assay.plan.plan import Plan, jitted, make_plan
@@ -21,8 +21,8 @@ from assay.track import to_stderr
 from assay.train import begin
 from assay.train.callbacks import callbacks_of
 from assay.train.faults import KINDS
-from assay.train.feed import local_rows, stack, to_devices
-from assay.train.launch import recorded
+from assay.train.feed import stack, to_devices, training_batches
+from assay.train.launch import check_data, recorded
 from assay.train.loop import dispatch_length
 from assay.train.progress import Progress
 from assay.train.state import TrainState
@@ -63,17 +63,9 @@ def replay(run: RunDirectory, step: int, report: Callable[[str], None] = to_stde
     e = loaded.experiment
     if not 1 <= step <= e.steps:
         raise RunError(f"--step {step}: the steps of run {run.id} are 1 to {e.steps}")
-    if run.record().get("data") != e.dataset.fingerprint():
-        raise RunError(f"run {run.id}: its data has changed since it began; restore the data, then replay")
+    check_data(run, loaded)
     plan = make_plan(e, loaded.where)
-    batches = train_batches(
-        e.dataset.source("train"),
-        batch_size=e.batch_size,
-        seed=e.seed,
-        rows=local_rows(plan.layout, e.batch_size),
-        prefetch=e.prefetch,
-        workers=e.workers,
-    )
+    batches = training_batches(plan)
     try:
         begun = manifest.newest_whole(run.checkpoints, report, before=step) or 0
         state = _advanced(plan, run, batches, _state(plan, run, batches, begun), begun, step - 1)
