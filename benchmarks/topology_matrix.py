@@ -18,6 +18,8 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
+import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -117,7 +119,13 @@ def _session(folder: Path, processes: int, jobs: Sequence[Job]) -> None:
         (folder / f"jobs-{processes}-{i}.json").write_text(json.dumps(facts))
         command = [sys.executable, __file__, "--jobs", str(folder / f"jobs-{processes}-{i}.json")]
         started.append(subprocess.Popen(command, env=environment, stdout=sys.stdout if i == 0 else subprocess.DEVNULL))
-    codes = [process.wait() for process in started]
+    while any(process.poll() is None for process in started):
+        time.sleep(0.1)
+        if any(process.poll() for process in started):  # the others would wait for it for ever
+            for process in started:
+                process.kill()
+                process.wait()
+    codes = [process.returncode for process in started]
     assert codes == [0] * processes, f"a session of {processes} processes failed with {codes}"
 
 
@@ -267,7 +275,12 @@ def main() -> int:
     parser.add_argument("--jobs", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.jobs:
-        return _work(json.loads(args.jobs.read_text()))
+        try:
+            return _work(json.loads(args.jobs.read_text()))
+        except Exception:
+            traceback.print_exc()
+            sys.stderr.flush()
+            os._exit(1)  # jax would wait for the other process, which waits for this one
     folder = (args.folder or Path(tempfile.mkdtemp(prefix="topology-"))).absolute()
     trained: list[Job] = [(cell, None) for cell in CELLS]
     moved: list[Job] = [(cell, begun) for cell in CELLS for begun in CELLS]
