@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from assay.cli import main
 from assay.errors import RunError
 from assay.plan.plan import make_plan, with_shardings
 from assay.runs import open_run, read_metrics
+from assay.runs.directory import RunDirectory
 from assay.train.faults import Fault
 from assay.train.launch import start
 from assay.train.replay import replay
@@ -109,11 +111,15 @@ def test_a_fault_comes_again_with_the_batch_of_its_dump(tmp_path, text_file, cap
     assert "not finite" in out
 
 
-def test_a_damaged_checkpoint_is_reported_and_the_one_before_is_used(tmp_path, text_file):
-    run = trained(tmp_path, text_file)
-    (run.checkpoints / "6" / "manifest.json").unlink()
+@pytest.fixture
+def copy(run, tmp_path):
+    return RunDirectory(shutil.copytree(run.path, tmp_path / run.id))
+
+
+def test_a_damaged_checkpoint_is_reported_and_the_one_before_is_used(copy):
+    (copy.checkpoints / "6" / "manifest.json").unlink()
     lines = []
-    assert replay(run, 7, lines.append).begun == 3
+    assert replay(copy, 7, lines.append).begun == 3
     assert "CHECKPOINT 6 IS DAMAGED" in lines[0]
 
 
@@ -123,10 +129,8 @@ def test_a_step_that_there_is_not(run, step):
         replay(run, step)
 
 
-def test_other_data_is_refused(tmp_path, text_file):
-    text = tmp_path / "text.txt"
-    text.write_text(text_file.read_text())
-    run = trained(tmp_path, text)
-    text.write_text(text_file.read_text() + "more")
+def test_other_data_is_refused(copy):
+    path = copy.path / "run.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"data": "other"}))
     with pytest.raises(RunError, match="data has changed"):
-        replay(run, 2)
+        replay(copy, 2)

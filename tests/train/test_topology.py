@@ -15,10 +15,8 @@ def test_a_part_of_the_topology_matrix(tmp_path):
     matrix = importlib.util.module_from_spec(spec)
     sys.modules["topology_matrix"] = matrix
     spec.loader.exec_module(matrix)
-    sharded, divided = matrix.Cell(1, 4, "fsdp+tp"), matrix.Cell(2, 2, "fsdp")
-    cells = [matrix.ALONE, sharded, divided]
-    moves = [(divided, matrix.ALONE), (divided, sharded), (matrix.ALONE, divided)]
-    jobs = [*((cell, None) for cell in cells), *moves]
+    divided = matrix.Cell(2, 2, "fsdp")
+    jobs = [(matrix.ALONE, None), (divided, None), (divided, matrix.ALONE), (matrix.ALONE, divided)]
     matrix.measure(tmp_path, jobs[:-1])  # first those of one process; in each session the jobs come in this order
     matrix.measure(tmp_path, jobs[-1:])
     for job in jobs:
