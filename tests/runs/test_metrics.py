@@ -107,20 +107,31 @@ def test_a_killed_writer_leaves_whole_rows_that_a_new_one_goes_on_from(tmp_path:
     assert len(pd.read_json(path, lines=True)) == len(steps) + 1
 
 
-def test_resuming_drops_later_steps_of_all_contexts(tmp_path: Path) -> None:
+@pytest.mark.parametrize("count", [10, 5000])  # within one block, and over several
+def test_resuming_drops_later_steps_of_all_contexts(tmp_path: Path, count: int) -> None:
     path = tmp_path / "metrics.jsonl"
-    store_of(path, range(10))
-    store_of(path, range(5, 12), "validation")
+    for step in range(count):
+        store_of(path, range(step, step + 1))
+        if step % 5 == 0:
+            store_of(path, range(step, step + 1), "validation")
+    before = read_metrics(path)
     with path.open("a") as file:
         file.write('{"st')
-    assert truncate_after(path, 6) == 3 + 5
-    assert [(r["step"], r["context"]) for r in read_metrics(path)] == [
-        *((step, "train") for step in range(7)),
-        (5, "validation"),
-        (6, "validation"),
-    ]
-    assert truncate_after(path, 6) == 0
+    kept = [r for r in before if r["step"] <= 5]
+    assert truncate_after(path, 5) == len(before) - len(kept)
+    assert read_metrics(path) == kept
+    assert kept[-1]["context"] == "validation"
+    assert truncate_after(path, 5) == 0
     assert list(tmp_path.iterdir()) == [path]
+    assert truncate_after(path, -1) == len(kept)
+    assert read_metrics(path) == []
+
+
+def test_resuming_reads_only_what_it_drops(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text("x" * 100_000 + "\n")
+    store_of(path, range(2000))
+    assert truncate_after(path, 1990) == 9
 
 
 def test_truncating_nothing_is_nothing(tmp_path: Path) -> None:

@@ -76,35 +76,23 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 def read_backwards(path: Path, limit: int) -> Iterator[dict[str, Any]]:
     """The last rows first, within about `limit` bytes of the file's end. Raises RunError as `read_metrics` does."""
-    if not path.exists():
-        return
-    with path.open("rb") as file:
-        end = file.seek(0, os.SEEK_END)
-        rest, stop = b"", max(0, end - limit)
-        torn = True
-        while end > stop:
-            start = max(stop, end - _BLOCK)
-            file.seek(start)
-            first, *lines = (file.read(end - start) + rest).split(b"\n")
-            if torn and lines:
-                lines, torn = lines[:-1], False
-            yield from (_decode(line, path, None) for line in reversed(lines))
-            rest, end = first, start
-        if rest and not torn and stop == 0:
-            yield _decode(rest, path, None)
+    return (_decode(line, path, None) for _, line in _lines_backwards(path, limit))
 
 
 def truncate_after(path: Path, step: int) -> int:
     """Drop the rows of later steps than `step`, so that a run resumed from there leaves no row twice. Returns how many.
 
-    The file is replaced as a whole. Raises RunError as `read_metrics` does.
+    Steps never fall from row to row, so only what is dropped is read: resuming takes as long late in a run as early. Raises RunError
+    as `read_metrics` does.
     """
-    rows = read_metrics(path)
-    kept = [row for row in rows if row["step"] <= step]
-    if len(kept) < len(rows):
-        with replacing(path) as file:
-            file.writelines(f"{encode(row)}\n".encode() for row in kept)
-    return len(rows) - len(kept)
+    end, dropped = None, 0
+    for offset, line in _lines_backwards(path):
+        if _decode(line, path, None)["step"] <= step:
+            break
+        end, dropped = offset, dropped + 1
+    if end is not None:
+        os.truncate(path, end)
+    return dropped
 
 
 def encode(value: Any) -> str:
@@ -131,6 +119,27 @@ def _decode(line: bytes, path: Path, number: int | None) -> dict[str, Any]:
     except (ValueError, AttributeError) as error:
         place = path if number is None else f"{path}:{number}"
         raise RunError(f"{place}: a damaged line, {line[:60]!r}; delete it") from error
+
+
+def _lines_backwards(path: Path, limit: int | None = None) -> Iterator[tuple[int, bytes]]:
+    """(place in the file, text) of each whole line, the last first, of the last `limit` bytes or of all. No file, no lines."""
+    end = _whole_size(path)
+    stop, rest = 0 if limit is None else max(0, end - limit), b""
+    if not end:
+        return
+    with path.open("rb") as file:
+        while end > stop:
+            start = max(stop, end - _BLOCK)
+            file.seek(start)
+            data = file.read(end - start) + rest
+            first, *lines = data.split(b"\n")[:-1]  # the data ends with a newline
+            place = start + len(data)
+            for line in reversed(lines):
+                place -= len(line) + 1
+                yield place, line
+            rest, end = first + b"\n", start
+    if stop == 0:
+        yield 0, rest[:-1]
 
 
 def _whole_size(path: Path) -> int:
