@@ -35,13 +35,13 @@ $(VENV)/.ready: requirements.lock pyproject.toml
 	@test -n "$(PYTHON)" || { echo "Assay needs Python 3.11 or 3.12, and found neither; set PYTHON=/path/to/python" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
-	$(BIN)/uv pip sync --quiet --python $(BIN)/python --require-hashes requirements.lock
+	$(BIN)/uv pip sync --quiet --compile-bytecode --python $(BIN)/python --require-hashes requirements.lock
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
 	touch $@
 
 $(PARITY)/.ready: tests/parity/requirements.lock | $(VENV)/.ready
 	$(PYTHON) -m venv $(PARITY)
-	$(BIN)/uv pip install --quiet --python $(PARITY)/bin/python --require-hashes --requirements tests/parity/requirements.lock
+	$(BIN)/uv pip install --quiet --compile-bytecode --python $(PARITY)/bin/python --require-hashes --requirements tests/parity/requirements.lock
 	$(PARITY)/bin/python -m pip install --quiet --disable-pip-version-check $(PARITY_TORCH)
 	touch $@
 
