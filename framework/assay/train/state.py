@@ -87,7 +87,8 @@ def _guard() -> Guard:
 
 def abstract_state(experiment: Experiment, network: Network, optimizer: optax.GradientTransformation) -> TrainState:
     """The shapes and dtypes of the state; nothing is allocated."""
-    return jax.eval_shape(lambda: initial_state(experiment, network, optimizer))
+    variables = (network.params, network.frozen, network.stats)
+    return jax.eval_shape(lambda variables: initial_state(experiment, network, optimizer, variables), variables)
 
 
 def shardings_of(layout: Layout, network: Network, abstract: TrainState) -> TrainState:
