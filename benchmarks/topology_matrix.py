@@ -138,18 +138,23 @@ def _work(facts: Mapping[str, Any]) -> int:
     if facts["processes"] > 1:
         initialize(facts["address"], facts["processes"], facts["process"])
     folder = Path(facts["folder"])
+    trainer = None
     for number, (cell, begun) in enumerate(facts["jobs"], 1):
         job = (Cell(*cell), Cell(*begun) if begun else None)
-        _train(folder, job)
+        if number > 1 and facts["jobs"][number - 2][0] != cell:
+            trainer = None
+            jax.clear_caches()
+        trainer = _train(folder, job, trainer)
         if jax.process_index() == 0:
             print(f"{number}/{len(facts['jobs'])} {outcome(folder, job).stem}", flush=True)
-        if number % 50 == 0:
-            jax.clear_caches()
     return 0
 
 
-def _train(folder: Path, job: Job) -> None:
-    """Train in one cell, by Assay's Trainer, and write what came of it."""
+def _train(folder: Path, job: Job, before: Any) -> Any:
+    """Train in one cell, by Assay's Trainer, and write what came of it. Returns the trainer.
+
+    before: the last trainer in this cell, whose plan and compiled programs are used again, or None.
+    """
     import jax
 
     from assay import runs
@@ -164,7 +169,7 @@ def _train(folder: Path, job: Job) -> None:
     from assay.train.progress import Progress
 
     cell, begun = job
-    plan = make_plan(_experiment(folder, cell), devices=_devices(cell))
+    plan = before.plan if before else make_plan(_experiment(folder, cell), devices=_devices(cell))
     place = None
     if is_first():
         run = runs.create(folder / "runs", f"{cell}", steps=STEPS)
@@ -174,6 +179,8 @@ def _train(folder: Path, job: Job) -> None:
     run = RunDirectory(Path(shared_text(place)))
     quiet = Progress(STEPS, "tokens", quiet=True)
     trainer = Trainer(plan, run, Fanout(run, primary=is_first()), quiet, {})
+    if before:
+        trainer.evaluator, trainer._dispatches = before.evaluator, before._dispatches
     recorder = _Recorder(trainer.batches)
     trainer.batches = recorder  # type: ignore[assignment]
     step = trainer.begin(MOVED if begun else None)
@@ -203,6 +210,7 @@ def _train(folder: Path, job: Job) -> None:
             shutil.copytree(run.checkpoints / str(MOVED), folder / "moved" / str(cell))
         shutil.rmtree(run.path)
     barrier("written")
+    return trainer
 
 
 class _Recorder:
