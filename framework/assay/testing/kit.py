@@ -16,6 +16,7 @@ from assay.experiment import Experiment
 
 Status = Literal["passed", "failed", "expected", "skipped"]
 K = TypeVar("K", bound="Kit")
+T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,6 +87,20 @@ def check(method: Callable[[K], None]) -> Callable[[K], None]:
 
     checked.is_check = True  # type: ignore[attr-defined]
     return checked
+
+
+def once(method: Callable[[K], T]) -> Callable[[K], T]:
+    """What a kit's method returns, found once for each class: pytest makes an instance for each check, and all check one plugin."""
+    name = f"_once_{method.__name__}"
+
+    @functools.wraps(method)
+    def found(self: K) -> T:
+        if name not in vars(type(self)):
+            setattr(type(self), name, method(self))
+        value: T = vars(type(self))[name]
+        return value
+
+    return found
 
 
 def skip(reason: str) -> NoReturn:

@@ -25,7 +25,7 @@ from assay.parallel.constrain import layout as active_layout
 from assay.parallel.layout import Layout, make_layout, parameter_shardings
 from assay.plan.plan import spec_of
 from assay.testing.examples import SPECS, batch_of, rows_of
-from assay.testing.kit import Kit, check, skip
+from assay.testing.kit import Kit, check, once, skip
 
 BATCH = 8
 SPREAD = 0.2  # of the noise on parameters, so that none is at an initial zero that hides its gradient
@@ -47,6 +47,7 @@ class ModelKit(Kit):
         """The model to check; small, for its checks to be quick."""
         return super().plugin()
 
+    @once
     def spec(self) -> DataSpec:
         """The data that the model reads."""
         if self.experiment is not None:
@@ -75,7 +76,7 @@ class ModelKit(Kit):
         network = make_network(self.plugin(), spec)
         made = [x for x in jax.live_arrays() if id(x) not in before]
         assert not made, f"{len(made)} arrays were made, such as one of shape {made[0].shape}; build must only trace"
-        drawn, shapes = network.init(jax.random.key(0)), (network.params, network.stats)
+        drawn, shapes = jax.jit(network.init)(jax.random.key(0)), (network.params, network.stats)
         assert jax.tree.map(_shape, drawn) == jax.tree.map(_shape, shapes), "real shapes differ from the abstract ones"
 
     @check
@@ -100,7 +101,8 @@ class ModelKit(Kit):
     def test_initialisation_is_a_function_of_the_key(self) -> None:
         """One key gives the same bits twice, another key other parameters."""
         network = self._network()
-        first, again, other = (network.init(jax.random.key(seed))[0] for seed in (0, 0, 1))
+        traced = [jax.jit(lambda key: network.init(key)[0]) for _ in range(3)]  # each for itself
+        first, again, other = (draw(jax.random.key(seed)) for draw, seed in zip(traced, (0, 0, 1), strict=True))
         assert _same_bits(first, again), "the same key gave different parameters"
         assert not _same_bits(first, other), "two keys gave the same parameters; draw them from `rngs`"
 
@@ -166,8 +168,8 @@ class ModelKit(Kit):
             skip("the plugin has no parameter `remat`")
         batch, found = self.batch(BATCH), {}
         for choice in typing.get_args(declared.annotation):
-            network, state = self._state(dataclasses.replace(plugin, remat=choice))  # type: ignore[type-var]
-            found[choice] = jax.jit(jax.grad(functools.partial(self._loss, network)))(*state, batch)
+            network = make_network(dataclasses.replace(plugin, remat=choice), self.spec())  # type: ignore[type-var]
+            found[choice] = jax.jit(jax.grad(functools.partial(self._loss, network)))(*_drawn(network), batch)
         first, *others = found
         for other in others:
             flat = [np.concatenate([np.ravel(g) for g in jax.tree.leaves(found[name])]) for name in (other, first)]
@@ -217,17 +219,14 @@ class ModelKit(Kit):
         declared, counted = formula(spec), make_network(plugin, spec).parameter_count
         assert declared == counted, f"declared are {declared:,} parameters, there are {counted:,}"
 
+    @once
     def _network(self) -> Network:
         return make_network(self.plugin(), self.spec())
 
-    def _state(self, plugin: Model | None = None) -> tuple[Network, tuple[Tree, Tree, Tree]]:
+    @once
+    def _state(self) -> tuple[Network, tuple[Tree, Tree, Tree]]:
         """The network, and (params, frozen, stats) with noise on every parameter."""
-        network = make_network(self.plugin() if plugin is None else plugin, self.spec())
-        params, stats = jax.jit(network.init)(jax.random.key(0))
-        leaves, structure = jax.tree.flatten((params, jax.jit(network.init_frozen)(jax.random.key(0))))
-        keys = jax.random.split(jax.random.key(1), len(leaves))
-        noisy = [x + SPREAD * _scale(x) * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)]
-        return network, (*jax.tree.unflatten(structure, noisy), stats)
+        return self._network(), _drawn(self._network())
 
     def _call(
         self,
@@ -252,6 +251,20 @@ class ModelKit(Kit):
         one, two = np.asarray(one, np.float64), np.asarray(two, np.float64)
         off = float(np.max(np.abs(one - two), initial=0.0) / (np.max(np.abs(two), initial=0.0) + 1e-12))
         assert off <= self.tolerance, f"{what} differ by {off:.1e} of the largest value; at most {self.tolerance:.0e}"
+
+
+def _drawn(network: Network) -> tuple[Tree, Tree, Tree]:
+    """(params, frozen, stats) with noise on every parameter."""
+
+    @jax.jit
+    def drawn() -> tuple[Tree, Tree, Tree]:
+        params, stats = network.init(jax.random.key(0))
+        leaves, structure = jax.tree.flatten((params, network.init_frozen(jax.random.key(0))))
+        keys = jax.random.split(jax.random.key(1), len(leaves))
+        noisy = [x + SPREAD * _scale(x) * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)]
+        return (*jax.tree.unflatten(structure, noisy), stats)
+
+    return drawn()
 
 
 @dataclasses.dataclass(frozen=True)

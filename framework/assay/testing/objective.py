@@ -18,7 +18,7 @@ from assay.parallel.constrain import layout as active_layout
 from assay.parallel.layout import make_layout
 from assay.plan.plan import spec_of
 from assay.testing.examples import SPECS, batch_of, rows_of
-from assay.testing.kit import Kit, check, skip
+from assay.testing.kit import Kit, check, once, skip
 
 BATCH = 8
 NEGLIGIBLE = 1e-3  # of the largest gradient: one below is compared as if it were this large
@@ -48,6 +48,7 @@ class ObjectiveKit(Kit):
         """The model that it trains."""
         return _Logits() if self.experiment is None else self.experiment.model
 
+    @once
     def spec(self) -> DataSpec:
         """The data."""
         if self.experiment is not None:
@@ -73,9 +74,9 @@ class ObjectiveKit(Kit):
     @check
     def test_losses_and_weights_are_one_for_each_item(self) -> None:
         """Losses and weights have the same shape, examples first; weights are finite and not negative; scalars have shape ()."""
-        for size in (1, 3):
+        for size in (1, BATCH):
             for train in (False, True):
-                outcome = self._outcome(*self._state(), self.batch(size), train=train)
+                outcome = self._found(self.batch(size), train)
                 shapes = outcome.losses.shape, outcome.weights.shape
                 assert shapes[0] == shapes[1], f"losses have shape {shapes[0]}, weights {shapes[1]}"
                 assert shapes[0][:1] == (size,), (
@@ -102,7 +103,7 @@ class ObjectiveKit(Kit):
     def test_scalars_have_the_same_names_always(self) -> None:
         """Every batch of training gives scalars of the same names, finite ones, so that they make curves; so does evaluation."""
         for train, mode in ((True, "training"), (False, "evaluation")):
-            one, many = (self._outcome(*self._state(), self.batch(n), train=train).scalars for n in (1, BATCH))
+            one, many = (self._found(self.batch(n), train).scalars for n in (1, BATCH))
             assert one.keys() == many.keys(), f"in {mode}: {sorted(one)} for one example, {sorted(many)} for {BATCH}"
             wrong = [k for scalars in (one, many) for k, v in scalars.items() if not np.isfinite(v)]
             assert not wrong, f"in {mode}: scalars that are not finite: {', '.join(wrong)}"
@@ -174,15 +175,25 @@ class ObjectiveKit(Kit):
             found, jax.jit(functools.partial(self._mean_of, network))(variables, batch), "on eight devices and on one"
         )
 
+    @once
     def _state(self) -> tuple[Network, Variables]:
         """The network and its drawn (params, frozen, stats), with noise on the parameters, so that none is at a special point."""
         network = make_network(self.model(), self.spec())
-        params, stats = jax.jit(network.init)(jax.random.key(0))
-        leaves, structure = jax.tree.flatten(params)
-        keys = jax.random.split(jax.random.key(1), max(len(leaves), 1))
-        noisy = [x + 0.1 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=False)]
-        frozen = jax.jit(network.init_frozen)(jax.random.key(0))
-        return network, (jax.tree.unflatten(structure, noisy), frozen, stats)
+
+        @jax.jit
+        def drawn() -> Variables:
+            params, stats = network.init(jax.random.key(0))
+            leaves, structure = jax.tree.flatten(params)
+            keys = jax.random.split(jax.random.key(1), max(len(leaves), 1))
+            noisy = [x + 0.1 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=False)]
+            return jax.tree.unflatten(structure, noisy), network.init_frozen(jax.random.key(0)), stats
+
+        return network, drawn()
+
+    @once
+    def _compiled(self) -> dict[tuple[str, bool, int], Any]:
+        """The programs so far, by what they compute, train and seed."""
+        return {}
 
     def _comparable(self) -> tuple[bool, ...]:
         """Values of `train` in which the losses of some examples do not depend on others beside them.
@@ -204,17 +215,25 @@ class ObjectiveKit(Kit):
         arrays = {k: jnp.asarray(v) for k, v in batch.items()}
         return self.plugin()(module, arrays, train=train, rngs=rngs).masked(arrays["mask"])
 
+    def _found(self, batch: Any, train: bool) -> Outcome:
+        network, variables = self._state()
+        program = jax.jit(functools.partial(self._outcome, network, train=train))
+        return self._compiled().setdefault(("outcome", train, 2), program)(variables, batch)
+
     def _total(self, batch: Any, train: bool = False, seed: int = 2) -> tuple[float, float]:
         """(sum of losses, sum of weights), in evaluation unless said otherwise."""
         network, variables = self._state()
         call = functools.partial(self._outcome, network, train=train, seed=seed)
-        total, weight = jax.jit(lambda v, b: call(v, b).total())(variables, batch)
-        return float(total), float(weight)
+        programs = self._compiled()
+        total = programs.setdefault(("total", train, seed), jax.jit(lambda v, b: call(v, b).total()))
+        found, weight = total(variables, batch)
+        return float(found), float(weight)
 
     def _mean(self, batch: Any, train: bool = True) -> tuple[Any, Any]:
         """(mean loss, gradient of it), in training unless said otherwise."""
         network, variables = self._state()
-        return jax.device_get(jax.jit(functools.partial(self._mean_of, network, train=train))(variables, batch))
+        mean = jax.jit(functools.partial(self._mean_of, network, train=train))
+        return jax.device_get(self._compiled().setdefault(("mean", train, 0), mean)(variables, batch))
 
     def _mean_of(self, network: Network, variables: Variables, batch: Any, train: bool = True) -> tuple[Any, Any]:
         params, frozen, stats = variables
