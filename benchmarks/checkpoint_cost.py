@@ -124,7 +124,9 @@ def peak(text: Path, saves: int) -> float:
                 checkpoints.wait()
             found.append((max(samples) - before) / size)
         checkpoints.close()
-    print(f"  state {size / 2**20:.0f} MiB; peaks {', '.join(f'{x:.2f}' for x in found)} (the first, which compiles, is left out)")
+    print(
+        f"  state {size / 2**20:.0f} MiB; peaks {', '.join(f'{x:.2f}' for x in found)} (the first, which compiles, is left out)"
+    )
     median = statistics.median(found[1:])
     print(f"result: checkpoint_peak_memory {median:.3f} x the state's bytes (target <= {PEAK})", flush=True)
     return median
@@ -145,9 +147,13 @@ def growth(text: Path, saves: int) -> float:
         checkpoints.close()
     tenth = saves // 10
     early, late = statistics.median(held[tenth : 2 * tenth]), statistics.median(held[-tenth:])
-    print(f"  state {size / 2**20:.0f} MiB; resident {early / 2**20:.0f} MiB after {tenth} saves, {late / 2**20:.0f} after {saves}")
+    print(
+        f"  state {size / 2**20:.0f} MiB; resident {early / 2**20:.0f} MiB after {tenth} saves, {late / 2**20:.0f} after {saves}"
+    )
     grown = (late - early) / size
-    print(f"result: checkpoint_growth {grown:.3f} x the state's bytes over {saves} saves (target <= {GROWTH})", flush=True)
+    print(
+        f"result: checkpoint_growth {grown:.3f} x the state's bytes over {saves} saves (target <= {GROWTH})", flush=True
+    )
     return grown
 
 

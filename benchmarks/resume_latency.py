@@ -3,9 +3,9 @@
     python benchmarks/resume_latency.py
 
 Two runs of one small language model (packed documents, every step logged) are trained for 200 and for 100,000 steps, and then each is
-resumed for five steps more, as often as there are rounds: `assay resume` in a process of its own, from a copy of the run. The time is that of the whole
-process. The baseline is what a loader without random access does: the batches before the checkpoint are read again. The iterator's
-state is measured in the checkpoints themselves.
+resumed for five steps more, as often as there are rounds: `assay resume` on a copy of the run. The time is that of the whole process.
+The baseline is what a loader without random access does: the batches before the checkpoint are read again. The iterator's state is
+measured in the checkpoints themselves.
 """
 
 import argparse

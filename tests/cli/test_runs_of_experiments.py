@@ -12,6 +12,7 @@ import pandas
 import pytest
 
 from assay.runs import open_run, read_metrics
+from assay.runs.goodput import goodput
 
 GIN = """
 experiment.model = @model.transformer()
@@ -74,8 +75,19 @@ def wait_for_step(place: Path, step: int, process) -> None:
 
 
 def test_run_evaluate_sample_plan_and_list(place):
+    begun = time.time()
     done = assay(place, "run", str(write(place)))
+    seconds = time.time() - begun
     run = open_run("latest", place / "runs")
+    parts = goodput(run)
+    assert parts is not None
+    wall = parts.pop("wall")
+    assert sum(parts.values()) == pytest.approx(wall, rel=0.01)
+    assert seconds - 3 < wall < seconds  # what is left is the end of the interpreter
+    assert min(parts[name] for name in ("startup", "compile", "step", "evaluate", "save")) > 0
+    shown = assay(place, "runs", "--goodput").stdout.splitlines()
+    assert run.id in shown[1]
+    assert "COMPILE %" in shown[0]
     frame = pandas.read_json(run.metrics, lines=True)
     assert frame[frame.context == "train"].step.tolist() == [5, 10, 15, 20]
     assert {"config.gin", "operative.gin", "run.json", "log.txt", "checkpoints"} <= {p.name for p in run.path.iterdir()}

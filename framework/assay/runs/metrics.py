@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from assay.errors import RunError
-from assay.runs.files import replacing
 
 RESERVED = ("step", "context", "time")
 _BLOCK = 1 << 16
