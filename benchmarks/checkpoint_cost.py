@@ -59,7 +59,7 @@ def planned(size: str, text: Path, steps: int) -> Plan:
 
 
 class Alternate:
-    """A callback, the last of all: chunks with saves at every EVERYth step and chunks without, and the (wall, processor) seconds of each."""
+    """A callback, the last of all: chunks with saves at every EVERYth step and chunks without; the (wall, processor) seconds of each."""
 
     def __init__(self, chunk: int) -> None:
         self.seconds: dict[bool, list[tuple[float, float]]] = {True: [], False: []}
