@@ -1,0 +1,32 @@
+"""The only module that knows versions of jax: names that moved, or that jax does not promise to keep, come from here.
+
+Tried with jax 0.10.2 (Python 3.11) and 0.11.2 (Python 3.12).
+"""
+
+import contextlib
+from collections.abc import Iterator
+
+import jax
+from jax.experimental.xla_metadata import set_xla_metadata
+from jax.sharding import AbstractDevice, AbstractMesh, use_abstract_mesh
+
+
+def tagged(**attributes: str) -> contextlib.AbstractContextManager[None]:
+    """Every operation traced inside carries `attributes` (HLO's frontend attributes); they survive compilation and differentiation."""
+    return set_xla_metadata(**attributes)
+
+
+@contextlib.contextmanager
+def abstract_device(platform: str, device_kind: str, cores: int) -> Iterator[None]:
+    """Lower for a device that this process does not have. From jax 0.11 on Pallas refuses to lower for CUDA without it."""
+    device = AbstractDevice(device_kind=device_kind, num_cores=cores, platform=platform)
+    with use_abstract_mesh(AbstractMesh((), (), abstract_device=device)):
+        yield
+
+
+def default_device() -> jax.Device:
+    """The device on which a computation runs that nothing else places."""
+    chosen = jax.config.jax_default_device
+    if isinstance(chosen, str):
+        return jax.devices(chosen)[0]
+    return jax.devices()[0] if chosen is None else chosen

@@ -1,0 +1,70 @@
+"""What goes in and out of linear_cross_entropy, the checks of it, and into how many chunks its tokens are divided."""
+
+import dataclasses
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from assay_kernels.target import Target
+
+CHUNK_BYTES = {"cpu": 8 << 20}  # of one chunk's fp32 logits; see benchmarks/RESULTS.md
+ACCELERATOR_CHUNK_BYTES = 256 << 20  # 512 tokens of a vocabulary of 128k: enough rows for a full-speed product
+
+
+class CrossEntropy(NamedTuple):
+    """All fp32 (fp64 for fp64 inputs), one number for each item, in nats; 0 where a label is ignored, NaN where it is no class.
+
+    loss: with smoothing and z-loss. nll: negative log likelihood of the label, without them. lse: log of the sum of exp(logits).
+    """
+
+    loss: jax.Array
+    nll: jax.Array
+    lse: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """The settings of linear_cross_entropy, with the number of classes known."""
+
+    classes: int
+    z_loss: float = 0.0
+    label_smoothing: float = 0.0
+    softcap: float | None = None
+    ignore_index: int | None = None
+    axis_name: str | None = None
+
+
+def check(x: jax.Array, w: jax.Array, labels: jax.Array, weights: jax.Array | None, options: Options) -> None:
+    """Raise TypeError or ValueError, in words, for inputs that are not as the op's documentation says."""
+    if not jnp.issubdtype(x.dtype, jnp.floating) or w.dtype != x.dtype:
+        raise TypeError(f"x is {x.dtype} and w {w.dtype}: both must have one floating point dtype")
+    if not jnp.issubdtype(labels.dtype, jnp.integer):
+        raise TypeError(f"labels are {labels.dtype}: must be integers")
+    if w.ndim != 2 or x.shape[-1:] != w.shape[:1]:
+        raise ValueError(f"x {x.shape} and w {w.shape}: must be (*items, width) and (width, classes)")
+    if labels.shape != x.shape[:-1]:
+        raise ValueError(f"labels {labels.shape} for x {x.shape}: must be one for each item, {x.shape[:-1]}")
+    if weights is not None and weights.shape != labels.shape:
+        raise ValueError(f"weights {weights.shape}: must be one for each item, {labels.shape}")
+    if weights is not None and options.axis_name is not None:
+        raise ValueError("weights with axis_name: a divided vocabulary has no gradients in the forward pass")
+    _check_options(options, w.shape[1])
+
+
+def chunk_count(tokens: int, columns: int, target: Target) -> int:
+    """Into how many chunks of equal size `tokens` rows are divided, so that one chunk's fp32 logits are near a fixed size."""
+    most = CHUNK_BYTES.get(target.platform, ACCELERATOR_CHUNK_BYTES)
+    rows = max(most // (4 * columns), 16)
+    return -(-tokens // rows)
+
+
+def _check_options(o: Options, columns: int) -> None:
+    if o.classes < 1 or (o.axis_name is None and o.classes > columns):
+        raise ValueError(f"classes = {o.classes}: w has {columns} columns")
+    if not 0.0 <= o.label_smoothing < 1.0:
+        raise ValueError(f"label_smoothing = {o.label_smoothing}: must be at least 0 and less than 1")
+    if not o.z_loss >= 0.0:
+        raise ValueError(f"z_loss = {o.z_loss}: must be at least 0")
+    if o.softcap is not None and not o.softcap > 0.0:
+        raise ValueError(f"softcap = {o.softcap}: must be greater than 0")

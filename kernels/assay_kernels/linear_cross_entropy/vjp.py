@@ -1,0 +1,186 @@
+"""linear_cross_entropy by chunks of tokens: never more logits at once than one chunk's, in either direction.
+
+A chunk's gradients need the cotangents of its losses. In the forward pass these are not known, and the weight's gradient is a sum over all
+tokens, which cannot be scaled token by token afterwards. So there are two ways. Without announced weights the backward pass computes each
+chunk's logits again: four products of tokens x width x columns in place of three. With weights the forward pass takes the cotangents
+to be theirs, computes the gradients from logits that it has anyway (three products), and the backward pass compares: where the true
+cotangents are a multiple of the announced ones, the gradients are scaled, and else computed again. They are right in either case. jax
+takes both branches under vmap, since there the comparison is one for each element.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from assay_kernels.linear_cross_entropy.reference import Statistics, column_of, combined, local, logits
+from assay_kernels.linear_cross_entropy.reference import statistics as statistics_of
+from assay_kernels.linear_cross_entropy.shapes import CrossEntropy, Options, chunk_count
+from assay_kernels.target import current_target
+
+SAME = 2e-6  # relative; cotangents that differ by less are the announced ones, in another order of rounding
+Residuals = tuple[Any, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What is fixed while jax traces: the options, and the number of chunks."""
+
+    options: Options
+    chunks: int
+
+
+def chunked(x: jax.Array, w: jax.Array, labels: jax.Array, weights: jax.Array | None, options: Options) -> CrossEntropy:
+    """As `reference`."""
+    plan = Plan(options, chunk_count(x.shape[0], w.shape[1], current_target()))
+    x, own, limit = local(x, w, labels, options)
+    if weights is None:
+        return combined(statistics(x, w, own, limit, plan), labels, options)
+    weights = jnp.where(own >= 0, weights, 0.0).astype(jnp.promote_types(x.dtype, jnp.float32))
+    return combined(announced(x, w, own, limit, weights, plan), labels, options)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+def statistics(x: jax.Array, w: jax.Array, own: jax.Array, limit: jax.Array | None, plan: Plan) -> Statistics:
+    """Those of x w, chunk by chunk; the backward pass computes logits again."""
+    return _forward(x, w, own, limit, plan)
+
+
+def _forward(x: jax.Array, w: jax.Array, own: jax.Array, limit: jax.Array | None, plan: Plan) -> Statistics:
+    def part(nothing: None, rows: tuple[jax.Array, jax.Array]) -> tuple[None, Statistics]:
+        x, own = rows
+        return None, statistics_of(logits(x, w, limit, plan.options.softcap), own, limit)
+
+    return _over_chunks(part, None, (x, own), plan.chunks)[1]
+
+
+def _statistics_fwd(
+    x: jax.Array, w: jax.Array, own: jax.Array, limit: jax.Array | None, plan: Plan
+) -> tuple[Statistics, Residuals]:
+    found = _forward(x, w, own, limit, plan)
+    return found, (x, w, own, limit, found.lse)
+
+
+def _statistics_bwd(plan: Plan, saved: Residuals, cotangents: Statistics) -> tuple[Any, ...]:
+    return *_gradients(plan, *saved, cotangents), None, None
+
+
+statistics.defvjp(_statistics_fwd, _statistics_bwd)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
+def announced(
+    x: jax.Array, w: jax.Array, own: jax.Array, limit: jax.Array | None, weights: jax.Array, plan: Plan
+) -> Statistics:
+    """The same; where it is differentiated, the gradients of sum(weights * loss) are computed with it."""
+    return _forward(x, w, own, limit, plan)
+
+
+def _announced_fwd(
+    x: jax.Array, w: jax.Array, own: jax.Array, limit: jax.Array | None, weights: jax.Array, plan: Plan
+) -> tuple[Statistics, Residuals]:
+    def part(dw: jax.Array, rows: tuple[jax.Array, ...]) -> tuple[jax.Array, tuple[Statistics, jax.Array]]:
+        x, own, weights = rows
+        scores = logits(x, w, limit, plan.options.softcap)
+        found = statistics_of(scores, own, limit)
+        dx, part_dw = _products(x, w, _of_logits(scores, own, limit, found.lse, _expected(found, weights, plan), plan))
+        return dw + part_dw, (found, dx)
+
+    dw, (found, dx) = _over_chunks(part, jnp.zeros(w.shape, weights.dtype), (x, own, weights), plan.chunks)
+    return found, (x, w, own, limit, found, weights, dx, dw.astype(w.dtype))
+
+
+def _announced_bwd(plan: Plan, saved: Residuals, cotangents: Statistics) -> tuple[Any, ...]:
+    x, w, own, limit, found, weights, dx, dw = saved
+    scale, same = _compared(cotangents, _expected(found, weights, plan))
+    dx, dw = lax.cond(
+        same,
+        lambda: ((scale * dx).astype(x.dtype), (scale * dw).astype(w.dtype)),
+        lambda: _gradients(plan, x, w, own, limit, found.lse, cotangents),
+    )
+    return dx, dw, None, None, jnp.zeros_like(weights)
+
+
+announced.defvjp(_announced_fwd, _announced_bwd)
+
+
+def _expected(found: Statistics, weights: jax.Array, plan: Plan) -> Statistics:
+    """The cotangents of the statistics where those of the losses are `weights`."""
+    o = plan.options
+    return Statistics(
+        lse=weights * (1.0 + 2.0 * o.z_loss * found.lse),
+        chosen=-(1.0 - o.label_smoothing) * weights,
+        total=-(o.label_smoothing / o.classes) * weights,
+    )
+
+
+def _compared(found: Statistics, expected: Statistics) -> tuple[jax.Array, jax.Array]:
+    """(the factor between two sets of cotangents, whether it is one factor for all)."""
+    heaviest = jnp.argmax(jnp.abs(expected.chosen))
+    of = expected.chosen[heaviest]
+    scale = jnp.where(of == 0.0, 0.0, found.chosen[heaviest] / jnp.where(of == 0.0, 1.0, of))
+    pairs = zip(found, (scale * e for e in expected), strict=True)
+    return scale, jnp.all(jnp.stack([jnp.all(jnp.abs(f - e) <= SAME * jnp.abs(e)) for f, e in pairs]))
+
+
+def _gradients(
+    plan: Plan,
+    x: jax.Array,
+    w: jax.Array,
+    own: jax.Array,
+    limit: jax.Array | None,
+    lse: jax.Array,
+    cotangents: Statistics,
+) -> tuple[jax.Array, jax.Array]:
+    """(dx, dw), from logits that are computed again."""
+
+    def part(dw: jax.Array, rows: tuple[Any, ...]) -> tuple[jax.Array, jax.Array]:
+        x, own, lse, cotangents = rows
+        scores = logits(x, w, limit, plan.options.softcap)
+        dx, part_dw = _products(x, w, _of_logits(scores, own, limit, lse, cotangents, plan))
+        return dw + part_dw, dx
+
+    dw, dx = _over_chunks(part, jnp.zeros(w.shape, lse.dtype), (x, own, lse, cotangents), plan.chunks)
+    return dx, dw.astype(w.dtype)
+
+
+def _of_logits(
+    scores: jax.Array, own: jax.Array, limit: jax.Array | None, lse: jax.Array, of: Statistics, plan: Plan
+) -> jax.Array:
+    """The cotangent of x w, (tokens, columns), from those of the statistics."""
+    d = of.lse[:, None] * jnp.exp(scores - lse[:, None])
+    d = d + jnp.where(column_of(scores) == own[:, None], of.chosen[:, None], 0.0)
+    if plan.options.label_smoothing:
+        d = d + of.total[:, None]
+    if plan.options.softcap is not None:
+        d = d * (1.0 - jnp.square(scores / plan.options.softcap))
+    return d if limit is None else jnp.where(column_of(scores) < limit, d, 0.0)
+
+
+def _products(x: jax.Array, w: jax.Array, d: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """(d w^T in x's dtype, x^T d in d's): the cotangent is rounded to the inputs' dtype, sums are not."""
+    rounded = d.astype(x.dtype)
+    dx = jnp.dot(rounded, w.T, preferred_element_type=d.dtype).astype(x.dtype)
+    return dx, jnp.dot(x.T, rounded, preferred_element_type=d.dtype)
+
+
+def _over_chunks(part: Callable[[Any, Any], tuple[Any, Any]], carry: Any, rows: Any, count: int) -> tuple[Any, Any]:
+    """`part` over `count` chunks of `rows` (arrays of tokens), in order. A row of zeros fills the last ones up.
+
+    A chunk takes every count-th row: so where tokens are divided over devices, each device works on a part of every chunk.
+    """
+    if count == 1:
+        return part(carry, rows)
+    tokens = jax.tree.leaves(rows)[0].shape[0]
+    size = -(-tokens // count)
+
+    def divided(x: jax.Array) -> jax.Array:
+        padding = [(0, size * count - tokens)] + [(0, 0)] * (x.ndim - 1)
+        return jnp.swapaxes(jnp.pad(x, padding).reshape(size, count, *x.shape[1:]), 0, 1)
+
+    carry, found = lax.scan(part, carry, jax.tree.map(divided, rows))
+    return carry, jax.tree.map(lambda y: jnp.swapaxes(y, 0, 1).reshape(-1, *y.shape[2:])[:tokens], found)
