@@ -5,6 +5,7 @@ Tried with jax 0.10.2 (Python 3.11) and 0.11.2 (Python 3.12).
 
 import contextlib
 from collections.abc import Iterator
+from typing import Any
 
 import jax
 from jax.experimental.xla_metadata import set_xla_metadata
@@ -26,7 +27,25 @@ def abstract_device(platform: str, device_kind: str, cores: int) -> Iterator[Non
 
 def default_device() -> jax.Device:
     """The device on which a computation runs that nothing else places."""
-    chosen = jax.config.jax_default_device
+    config: Any = jax.config  # its attributes are made at run time
+    chosen = config.jax_default_device
     if isinstance(chosen, str):
         return jax.devices(chosen)[0]
     return jax.devices()[0] if chosen is None else chosen
+
+
+def alike(*arrays: Any) -> tuple[Any, ...]:
+    """The arrays (or None), each varying over every mesh axis that one of them varies over; no change outside jax.shard_map.
+
+    The transpose adds a cotangent up over the axes that its array was made to vary over.
+    """
+    axes = [_varies_over(x) for x in arrays]
+    every = frozenset().union(*axes)
+    return tuple(
+        x if x is None or not every - own else jax.lax.pcast(x, tuple(sorted(every - own)), to="varying")
+        for x, own in zip(arrays, axes, strict=True)
+    )
+
+
+def _varies_over(x: Any) -> frozenset[Any]:
+    return frozenset() if x is None else frozenset(jax.typeof(x).manual_axis_type.varying)

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from assay_kernels import compat
 from assay_kernels.linear_cross_entropy.reference import Statistics, column_of, combined, local, logits
 from assay_kernels.linear_cross_entropy.reference import statistics as statistics_of
 from assay_kernels.linear_cross_entropy.shapes import CrossEntropy, Options, chunk_count
@@ -38,6 +39,7 @@ def chunked(x: jax.Array, w: jax.Array, labels: jax.Array, weights: jax.Array | 
     """As `reference`."""
     plan = Plan(options, chunk_count(x.shape[0], w.shape[1], current_target()))
     x, own, limit = local(x, w, labels, options)
+    x, w, own, limit, weights = compat.alike(x, w, own, limit, weights)
     if weights is None:
         return combined(statistics(x, w, own, limit, plan), labels, options)
     weights = jnp.where(own >= 0, weights, 0.0).astype(jnp.promote_types(x.dtype, jnp.float32))
@@ -66,7 +68,8 @@ def _statistics_fwd(
 
 
 def _statistics_bwd(plan: Plan, saved: Residuals, cotangents: Statistics) -> tuple[Any, ...]:
-    return *_gradients(plan, *saved, cotangents), None, None
+    x, w, own, limit, lse = saved
+    return *_gradients(plan, x, w, own, limit, lse, cotangents), None, None
 
 
 statistics.defvjp(_statistics_fwd, _statistics_bwd)
@@ -90,7 +93,7 @@ def _announced_fwd(
         dx, part_dw = _products(x, w, _of_logits(scores, own, limit, found.lse, _expected(found, weights, plan), plan))
         return dw + part_dw, (found, dx)
 
-    dw, (found, dx) = _over_chunks(part, jnp.zeros(w.shape, weights.dtype), (x, own, weights), plan.chunks)
+    dw, (found, dx) = _over_chunks(part, _zeros(w, weights.dtype), (x, own, weights), plan.chunks)
     return found, (x, w, own, limit, found, weights, dx, dw.astype(w.dtype))
 
 
@@ -144,7 +147,7 @@ def _gradients(
         dx, part_dw = _products(x, w, _of_logits(scores, own, limit, lse, cotangents, plan))
         return dw + part_dw, dx
 
-    dw, dx = _over_chunks(part, jnp.zeros(w.shape, lse.dtype), (x, own, lse, cotangents), plan.chunks)
+    dw, dx = _over_chunks(part, _zeros(w, lse.dtype), (x, own, lse, cotangents), plan.chunks)
     return dx, dw.astype(w.dtype)
 
 
@@ -166,6 +169,11 @@ def _products(x: jax.Array, w: jax.Array, d: jax.Array) -> tuple[jax.Array, jax.
     rounded = d.astype(x.dtype)
     dx = jnp.dot(rounded, w.T, preferred_element_type=d.dtype).astype(x.dtype)
     return dx, jnp.dot(x.T, rounded, preferred_element_type=d.dtype)
+
+
+def _zeros(w: jax.Array, dtype: jnp.dtype) -> jax.Array:
+    zeros: jax.Array = compat.alike(jnp.zeros(w.shape, dtype), w)[0]
+    return zeros
 
 
 def _over_chunks(part: Callable[[Any, Any], tuple[Any, Any]], carry: Any, rows: Any, count: int) -> tuple[Any, Any]:
