@@ -53,10 +53,14 @@ def check(x: jax.Array, w: jax.Array, labels: jax.Array, weights: jax.Array | No
 
 
 def chunk_count(tokens: int, columns: int, target: Target) -> int:
-    """Into how many chunks of equal size `tokens` rows are divided, so that one chunk's fp32 logits are near a fixed size."""
-    most = CHUNK_BYTES.get(target.platform, ACCELERATOR_CHUNK_BYTES)
-    rows = max(most // (4 * columns), 16)
-    return -(-tokens // rows)
+    """Into how many chunks of equal size `tokens` rows are divided, so that one chunk's fp32 logits are at most of a fixed size.
+
+    A number that divides the tokens is taken where one is near: then nothing is filled up, and tokens that are divided over devices
+    stay where they are.
+    """
+    rows = max(CHUNK_BYTES.get(target.platform, ACCELERATOR_CHUNK_BYTES) // (4 * columns), 16)
+    least = -(-tokens // rows)
+    return next((n for n in range(least, 2 * least) if tokens % n == 0), least)
 
 
 def _check_options(o: Options, columns: int) -> None:
