@@ -4,7 +4,7 @@ Each op is a package of its own: `from assay_kernels.linear_cross_entropy import
 """
 
 from assay_kernels.op import ImplementationError, Op, force
-from assay_kernels.record import Audit, Choice, audit, disagreements, recording
+from assay_kernels.record import Audit, Choice, audit, disagreements, made_before, recording
 from assay_kernels.target import H100, H200, Target, current_target, for_target
 
 __all__ = [
@@ -20,5 +20,6 @@ __all__ = [
     "disagreements",
     "for_target",
     "force",
+    "made_before",
     "recording",
 ]

@@ -11,6 +11,7 @@ from assay_kernels.target import Target
 
 ATTRIBUTE = "assay_kernel"
 _recording: contextvars.ContextVar[tuple[list["Choice"], ...]] = contextvars.ContextVar("assay_kernels", default=())
+_made: dict[tuple[str, str], "Choice"] = {}  # the last of each, in this process
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +45,7 @@ class Audit:
 
 @contextlib.contextmanager
 def recording() -> Iterator[list[Choice]]:
-    """Collect the choices made inside, in order, each once. A function that jit has traced already makes none."""
+    """Collect the choices made inside, in order, each once. A function that jit has traced already makes none; see `made_before`."""
     found: list[Choice] = []
     token = _recording.set((*_recording.get(), found))
     try:
@@ -55,9 +56,16 @@ def recording() -> Iterator[list[Choice]]:
 
 def note(choice: Choice) -> None:
     """Add a choice to the records that are open."""
+    _made[choice.op, choice.implementation] = choice
     for found in _recording.get():
         if choice not in found:
             found.append(choice)
+
+
+def made_before(found: Audit, choices: Sequence[Choice]) -> list[Choice]:
+    """The choices that a program holds, `choices` lack, and this process made earlier: jit reuses the trace of an inner function."""
+    lacking = found.implementations - {(choice.op, choice.implementation) for choice in choices}
+    return [_made[pair] for pair in sorted(lacking) if pair in _made]
 
 
 def audit(compiled: Any) -> Audit:

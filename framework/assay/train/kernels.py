@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 from assay.errors import RunError
-from assay_kernels import Choice, audit, disagreements, recording
+from assay_kernels import Choice, audit, disagreements, made_before, recording
 
 
 class Kernels:
@@ -22,7 +22,9 @@ class Kernels:
         """
         with recording() as chosen:
             program = jitted.lower(*arguments).compile()
-        wrong = disagreements(chosen, audit(program))
+        found = audit(program)
+        chosen += made_before(found, chosen)
+        wrong = disagreements(chosen, found)
         if wrong:
             raise RunError(
                 f"the compiled step has other kernels than those that were chosen: {'; '.join(wrong)}. An op must compute what it returns "
