@@ -68,7 +68,7 @@ CASES = {
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch) -> None:
     """At most sixteen rows in a chunk, so that there are several and the last is filled up."""
-    monkeypatch.setitem(shapes.CHUNK_BYTES, "cpu", 1)
+    monkeypatch.setitem(shapes.CHUNK, "cpu", (1, 16))
 
 
 def ours(case: Case, *, impl: str, announce: Any = False) -> Callable[[Any], tuple[Any, Any]]:

@@ -42,7 +42,7 @@ OBJECTIVES = {"plain": NextToken(), "every term": NextToken(z_loss=1e-2, label_s
 
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch) -> None:
-    monkeypatch.setitem(shapes.CHUNK_BYTES, "cpu", 1)
+    monkeypatch.setitem(shapes.CHUNK, "cpu", (1, 16))
 
 
 def batch() -> dict[str, jax.Array]:

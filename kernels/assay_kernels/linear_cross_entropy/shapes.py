@@ -8,8 +8,10 @@ import jax.numpy as jnp
 
 from assay_kernels.target import Target
 
-CHUNK_BYTES = {"cpu": 8 << 20}  # of one chunk's fp32 logits; see benchmarks/RESULTS.md
-ACCELERATOR_CHUNK_BYTES = 256 << 20  # 512 tokens of a vocabulary of 128k: enough rows for a full-speed product
+# Of a chunk of tokens: bytes of its fp32 logits, and the least number of rows, whatever their size. Each chunk reads and writes the whole
+# gradient of w, which must be little beside its products.
+CHUNK = {"cpu": (8 << 20, 256)}
+ACCELERATOR_CHUNK = (256 << 20, 1024)
 
 
 class CrossEntropy(NamedTuple):
@@ -53,12 +55,13 @@ def check(x: jax.Array, w: jax.Array, labels: jax.Array, weights: jax.Array | No
 
 
 def chunk_count(tokens: int, columns: int, target: Target) -> int:
-    """Into how many chunks of equal size `tokens` rows are divided, so that one chunk's fp32 logits are at most of a fixed size.
+    """Into how many chunks of equal size `tokens` rows are divided, so that one chunk's fp32 logits are of a fixed size.
 
     A number that divides the tokens is taken where one is near: then nothing is filled up, and tokens that are divided over devices
     stay where they are.
     """
-    rows = max(CHUNK_BYTES.get(target.platform, ACCELERATOR_CHUNK_BYTES) // (4 * columns), 16)
+    size, fewest = CHUNK.get(target.platform, ACCELERATOR_CHUNK)
+    rows = max(size // (4 * columns), fewest)
     least = -(-tokens // rows)
     return next((n for n in range(least, 2 * least) if tokens % n == 0), least)
 

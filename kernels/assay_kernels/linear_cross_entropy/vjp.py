@@ -100,12 +100,9 @@ def _announced_fwd(
 def _announced_bwd(plan: Plan, saved: Residuals, cotangents: Statistics) -> tuple[Any, ...]:
     x, w, own, limit, found, weights, dx, dw = saved
     scale, same = _compared(cotangents, _expected(found, weights, plan))
-    dx, dw = lax.cond(
-        same,
-        lambda: ((scale * dx).astype(x.dtype), (scale * dw).astype(w.dtype)),
-        lambda: _gradients(plan, x, w, own, limit, found.lse, cotangents),
-    )
-    return dx, dw, None, None, jnp.zeros_like(weights)
+    dx, dw = lax.cond(same, lambda: (dx, dw), lambda: _gradients(plan, x, w, own, limit, found.lse, cotangents))
+    scale = jnp.where(same, scale, 1.0)
+    return (scale * dx).astype(x.dtype), (scale * dw).astype(w.dtype), None, None, jnp.zeros_like(weights)
 
 
 announced.defvjp(_announced_fwd, _announced_bwd)
