@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -278,16 +279,23 @@ def test_labels_and_weights_have_no_gradient() -> None:
     assert not np.any(for_weights)
 
 
-@pytest.mark.parametrize("way", THREE)
+@pytest.mark.parametrize("way", ["recomputed", "announced"])
 def test_tokens_divided_over_two_devices(way: str) -> None:
-    """By jit's partitioner: the same values, and the program still has no logits of all tokens."""
-    case = Case(items=(4, 32), options=ALL)
-    inputs = case.inputs()
+    """By jit's partitioner: the same values, and the devices' parts of w's gradient are added once, not in every chunk."""
+    check_partitioned(way, shards=2)
+
+
+def check_partitioned(way: str, shards: int) -> None:
+    case = Case(items=(4, 32), options={**ALL, "shards": shards})
     mesh = Mesh(np.asarray(jax.devices()[:2]), ("data",))
     rows, whole = (jax.NamedSharding(mesh, spec) for spec in (P("data"), P()))
-    placed = [jax.device_put(v, s) for v, s in zip(inputs, (rows, whole, rows, rows), strict=True)]
-    expected = jax.tree.map(np.asarray, outputs(inputs, case, **WAYS[way]))
-    assert error(outputs(placed, case, **WAYS[way]), expected) < 2e-6
+    placed = [jax.device_put(v, s) for v, s in zip(case.inputs(), (rows, whole, rows, rows), strict=True)]
+    program = jax.jit(ours(case, **WAYS[way])).lower(placed).compile()
+    assert error(program(placed), exact(case)) < 2e-6
+    loops = re.findall(r"while\(.*body=%?([\w.]+)", program.as_text())
+    bodies = [program.as_text().split(f"%{name} (")[1].split("\n}")[0] for name in loops]
+    assert bodies
+    assert not any("all-reduce(" in body for body in bodies)
 
 
 @pytest.mark.parametrize("classes", [31, 51])  # with 31 the second device has no class but padding
@@ -354,6 +362,7 @@ def test_the_record_and_the_compiled_gradient_agree() -> None:
         ({"classes": 8}, "classes = 8: w has 7 columns"),
         ({"label_smoothing": 1.0}, "label_smoothing = 1.0: must be at least 0 and less than 1"),
         ({"z_loss": -0.1}, "z_loss = -0.1: must be at least 0"),
+        ({"shards": 0}, "shards = 0: must be at least 1"),
         ({"softcap": 0.0}, "softcap = 0.0: must be greater than 0"),
     ],
 )
@@ -402,7 +411,12 @@ MUTATIONS = {
         (reference, "_over_devices", lambda found, axis: found),
         lambda: check_divided("chunked", False, 51),
     ),
+    "devices add their gradients up in every chunk": (
+        (vjp, "Plan", lambda options, chunks, shards: vjp_plan(options, chunks, 1)),
+        lambda: check_partitioned("recomputed", shards=2),
+    ),
 }
+vjp_plan = vjp.Plan
 of_logits = vjp._of_logits
 
 

@@ -26,6 +26,7 @@ def linear_cross_entropy(
     classes: int | None = None,
     ignore_index: int | None = None,
     axis_name: str | None = None,
+    shards: int = 1,
     impl: str = "auto",
 ) -> CrossEntropy:
     """Cross entropy of softmax(x w) against labels, unreduced: (loss, nll, lse), each of shape (*items,), fp32.
@@ -40,10 +41,12 @@ def linear_cross_entropy(
         computed in the forward pass, a quarter of the products less, and where they do not, the gradients are right as well.
     softcap: logits are softcap tanh(x w / softcap). classes: columns from there on only pad w; None for all columns.
     axis_name: under shard_map, the mesh axis over which w's columns are divided; labels and classes count over all of them.
+    shards: under jit, over how many devices the items' first axis is divided. It changes no value: each device then adds up its own part
+        of w's gradient, and the devices' parts are added once, not in every chunk.
     impl: an implementation of `OP`; see assay_kernels.op. Raises TypeError and ValueError for other inputs.
     """
     columns = w.shape[-1] * (1 if axis_name is None else jax.lax.axis_size(axis_name))
-    options = Options(classes or columns, z_loss, label_smoothing, softcap, ignore_index, axis_name)
+    options = Options(classes or columns, z_loss, label_smoothing, softcap, ignore_index, axis_name, shards)
     check(x, w, labels, weights, options)
     items = labels.shape
     flat = None if weights is None else weights.reshape(-1)

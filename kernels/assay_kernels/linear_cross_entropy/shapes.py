@@ -35,6 +35,7 @@ class Options:
     softcap: float | None = None
     ignore_index: int | None = None
     axis_name: str | None = None
+    shards: int = 1
 
 
 def check(x: jax.Array, w: jax.Array, labels: jax.Array, weights: jax.Array | None, options: Options) -> None:
@@ -54,16 +55,16 @@ def check(x: jax.Array, w: jax.Array, labels: jax.Array, weights: jax.Array | No
     _check_options(options, w.shape[1])
 
 
-def chunk_count(tokens: int, columns: int, target: Target) -> int:
-    """Into how many chunks of equal size `tokens` rows are divided, so that one chunk's fp32 logits are of a fixed size.
+def chunk_count(tokens: int, columns: int, target: Target, shards: int = 1) -> int:
+    """Into how many chunks of equal size `tokens` rows are divided, so that one chunk's fp32 logits on a device are of a fixed size.
 
     A number that divides the tokens is taken where one is near: then nothing is filled up, and tokens that are divided over devices
     stay where they are.
     """
     size, fewest = CHUNK.get(target.platform, ACCELERATOR_CHUNK)
-    rows = max(size // (4 * columns), fewest)
+    rows = max(size // (4 * columns), fewest) * shards
     least = -(-tokens // rows)
-    return next((n for n in range(least, 2 * least) if tokens % n == 0), least)
+    return next((n for n in range(least, 2 * least) if tokens % (n * shards) == 0), least)
 
 
 def _check_options(o: Options, columns: int) -> None:
@@ -73,5 +74,7 @@ def _check_options(o: Options, columns: int) -> None:
         raise ValueError(f"label_smoothing = {o.label_smoothing}: must be at least 0 and less than 1")
     if not o.z_loss >= 0.0:
         raise ValueError(f"z_loss = {o.z_loss}: must be at least 0")
+    if o.shards < 1:
+        raise ValueError(f"shards = {o.shards}: must be at least 1")
     if o.softcap is not None and not o.softcap > 0.0:
         raise ValueError(f"softcap = {o.softcap}: must be greater than 0")

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from assay.outcome import Batch, Outcome
+from assay.parallel.constrain import parts
 from assay_kernels.linear_cross_entropy import linear_cross_entropy
 
 PADDING = -1e29  # logits below it are those of a padded vocabulary, no classes at all
@@ -75,7 +76,14 @@ def fused_outcome_of(
     weights = (targets >= 0).astype(jnp.float32)
     counting = weights * batch["mask"].astype(jnp.float32)[:, None] if "mask" in batch else weights
     found = linear_cross_entropy(
-        hidden, kernel, targets, weights=counting, classes=classes, label_smoothing=label_smoothing, z_loss=z_loss
+        hidden,
+        kernel,
+        targets,
+        weights=counting,
+        z_loss=z_loss,
+        label_smoothing=label_smoothing,
+        classes=classes,
+        shards=parts("batch"),
     )
     plain = label_smoothing == 0.0 and z_loss == 0.0
     scalars = {} if plain else {"nll": _mean(jax.lax.stop_gradient(found.nll), weights)}
