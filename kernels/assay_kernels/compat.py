@@ -8,8 +8,9 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
+from jax.experimental import topologies
 from jax.experimental.xla_metadata import set_xla_metadata
-from jax.sharding import AbstractDevice, AbstractMesh, use_abstract_mesh
+from jax.sharding import AbstractDevice, AbstractMesh, NamedSharding, PartitionSpec, use_abstract_mesh
 
 
 def tagged(**attributes: str) -> contextlib.AbstractContextManager[None]:
@@ -23,6 +24,12 @@ def abstract_device(platform: str, device_kind: str, cores: int) -> Iterator[Non
     device = AbstractDevice(device_kind=device_kind, num_cores=cores, platform=platform)
     with use_abstract_mesh(AbstractMesh((), (), abstract_device=device)):
         yield
+
+
+def absent_device(platform: str, description: str) -> jax.sharding.Sharding:
+    """Where an array lies whole on a device that XLA only knows from a description (a GpuTargetConfigProto as text)."""
+    topology = topologies.get_topology_desc(platform=platform, target_config=description, topology="1x1x1")
+    return NamedSharding(topologies.make_mesh(topology, (1,), ("device",)), PartitionSpec())
 
 
 def default_device() -> jax.Device:

@@ -67,6 +67,18 @@ def chunk_count(tokens: int, columns: int, target: Target, shards: int = 1) -> i
     return next((n for n in range(least, 2 * least) if tokens % (n * shards) == 0), least)
 
 
+def temp_bound(tokens: int, width: int, columns: int, itemsize: int, target: Target, *, announced: bool) -> int:
+    """Bytes of temporary memory that loss and gradients by chunks take at most, beside arguments and gradients.
+
+    The gradient of w in fp32, twice where a product cannot be added in place; logits of a chunk and their cotangents in fp32; in fp32 each
+    token's row; and with weights the gradients that wait for the backward pass.
+    """
+    chunk = -(-tokens // chunk_count(tokens, columns, target))
+    sums = 4 * width * columns * (2 if target.platform == "cpu" else 1)
+    waiting = itemsize * width * (columns + tokens) if announced else 0
+    return sums + 8 * chunk * columns + 8 * tokens * width + waiting + (1 << 20)
+
+
 def _check_options(o: Options, columns: int) -> None:
     if o.classes < 1 or (o.axis_name is None and o.classes > columns):
         raise ValueError(f"classes = {o.classes}: w has {columns} columns")
