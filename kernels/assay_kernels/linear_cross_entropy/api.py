@@ -5,6 +5,7 @@ import math
 import jax
 import jax.numpy as jnp
 
+from assay_kernels.linear_cross_entropy.blocked import blocked
 from assay_kernels.linear_cross_entropy.reference import reference
 from assay_kernels.linear_cross_entropy.shapes import CrossEntropy, Options, check
 from assay_kernels.linear_cross_entropy.vjp import chunked
@@ -43,7 +44,9 @@ def linear_cross_entropy(
     axis_name: under shard_map, the mesh axis over which w's columns are divided; labels and classes count over all of them.
     shards: under jit, over how many devices the items' first axis is divided. It changes no value: each device then adds up its own part
         of w's gradient, and the devices' parts are added once, not in every chunk.
-    impl: an implementation of `OP`; see assay_kernels.op. Raises TypeError and ValueError for other inputs.
+    impl: "chunked" (what auto takes), "blocked" (least memory) or "reference"; see assay_kernels.op.
+
+    Raises TypeError and ValueError for other inputs, ImplementationError for an implementation that cannot do it.
     """
     columns = w.shape[-1] * (1 if axis_name is None else jax.lax.axis_size(axis_name))
     options = Options(classes or columns, z_loss, label_smoothing, softcap, ignore_index, axis_name, shards)
@@ -62,3 +65,4 @@ def _supports(
 
 
 OP.register("chunked", supports=_supports, priority=10)(chunked)
+OP.register("blocked", supports=_supports, priority=5)(blocked)

@@ -62,9 +62,20 @@ def chunk_count(tokens: int, columns: int, target: Target, shards: int = 1) -> i
     stay where they are.
     """
     size, fewest = CHUNK.get(target.platform, ACCELERATOR_CHUNK)
-    rows = max(size // (4 * columns), fewest) * shards
-    least = -(-tokens // rows)
-    return next((n for n in range(least, 2 * least) if tokens % (n * shards) == 0), least)
+    return _near_divisor(tokens, max(size // (4 * columns), fewest) * shards, shards)
+
+
+def forward_chunk_count(tokens: int, columns: int, target: Target) -> int:
+    """The same for a pass that adds nothing up: as many rows as the size allows, at least 16."""
+    size, _ = CHUNK.get(target.platform, ACCELERATOR_CHUNK)
+    return _near_divisor(tokens, max(size // (4 * columns), 16), 1)
+
+
+def block_width(tokens: int, columns: int, target: Target) -> int:
+    """How many columns of w the backward pass takes at once: half of that size in fp32 logits of all tokens, as a multiple of 128."""
+    size, fewest = CHUNK.get(target.platform, ACCELERATOR_CHUNK)
+    most = max(size // (8 * tokens), fewest)
+    return min(columns, most if most < 128 else most // 128 * 128)
 
 
 def temp_bound(tokens: int, width: int, columns: int, itemsize: int, target: Target, *, announced: bool) -> int:
@@ -77,6 +88,19 @@ def temp_bound(tokens: int, width: int, columns: int, itemsize: int, target: Tar
     sums = 4 * width * columns * (2 if target.platform == "cpu" else 1)
     waiting = itemsize * width * (columns + tokens) if announced else 0
     return sums + 8 * chunk * columns + 8 * tokens * width + waiting + (1 << 20)
+
+
+def blocked_temp_bound(tokens: int, width: int, columns: int, itemsize: int, target: Target) -> int:
+    """The same for the least memory: logits of a chunk or a block in fp32 and the inputs' dtype, and in fp32 the rows' gradients twice."""
+    chunk = 4 * columns * -(-tokens // forward_chunk_count(tokens, columns, target))
+    block = (4 + itemsize) * (tokens + width) * block_width(tokens, columns, target)
+    return max(chunk, block + 8 * tokens * width) + (4 + itemsize) * tokens * width + (1 << 20)
+
+
+def _near_divisor(tokens: int, rows: int, shards: int) -> int:
+    """How many chunks of about `rows` there are: a number that divides the tokens of each shard where there is one near."""
+    least = -(-tokens // rows)
+    return next((n for n in range(least, 2 * least) if tokens % (n * shards) == 0), least)
 
 
 def _check_options(o: Options, columns: int) -> None:

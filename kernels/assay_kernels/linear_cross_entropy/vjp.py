@@ -51,21 +51,25 @@ def chunked(x: jax.Array, w: jax.Array, labels: jax.Array, weights: jax.Array | 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
 def statistics(x: jax.Array, w: jax.Array, own: jax.Array, limit: jax.Array | None, plan: Plan) -> Statistics:
     """Those of x w, chunk by chunk; the backward pass computes logits again."""
-    return _forward(x, w, own, limit, plan)
+    return forward(x, w, own, limit, plan.options, plan.chunks)
 
 
-def _forward(x: jax.Array, w: jax.Array, own: jax.Array, limit: jax.Array | None, plan: Plan) -> Statistics:
+def forward(
+    x: jax.Array, w: jax.Array, own: jax.Array, limit: jax.Array | None, options: Options, chunks: int
+) -> Statistics:
+    """The statistics of x w, in so many chunks of rows; no derivative."""
+
     def part(nothing: None, rows: tuple[jax.Array, jax.Array]) -> tuple[None, Statistics]:
         x, own = rows
-        return None, statistics_of(logits(x, w, limit, plan.options.softcap), own, limit)
+        return None, statistics_of(logits(x, w, limit, options.softcap), own, limit)
 
-    return _over_chunks(part, None, (x, own), plan.chunks)[1]
+    return _over_chunks(part, None, (x, own), chunks)[1]
 
 
 def _statistics_fwd(
     x: jax.Array, w: jax.Array, own: jax.Array, limit: jax.Array | None, plan: Plan
 ) -> tuple[Statistics, Residuals]:
-    found = _forward(x, w, own, limit, plan)
+    found = forward(x, w, own, limit, plan.options, plan.chunks)
     return found, (x, w, own, limit, found.lse)
 
 
@@ -82,7 +86,7 @@ def announced(
     x: jax.Array, w: jax.Array, own: jax.Array, limit: jax.Array | None, weights: jax.Array, plan: Plan
 ) -> Statistics:
     """The same; where it is differentiated, the gradients of sum(weights * loss) are computed with it."""
-    return _forward(x, w, own, limit, plan)
+    return forward(x, w, own, limit, plan.options, plan.chunks)
 
 
 def _announced_fwd(
@@ -93,7 +97,7 @@ def _announced_fwd(
         scores = logits(x, w, limit, plan.options.softcap)
         found = statistics_of(scores, own, limit)
         dx, part_dw = _products(
-            x, w, _of_logits(scores, own, limit, found.lse, _expected(found, weights, plan), plan), plan
+            x, w, of_logits(scores, own, limit, found.lse, _expected(found, weights, plan), plan.options), plan
         )
         return dw + part_dw, (found, dx)
 
@@ -146,23 +150,23 @@ def _gradients(
     def part(dw: jax.Array, rows: tuple[Any, ...]) -> tuple[jax.Array, jax.Array]:
         x, own, lse, cotangents = rows
         scores = logits(x, w, limit, plan.options.softcap)
-        dx, part_dw = _products(x, w, _of_logits(scores, own, limit, lse, cotangents, plan), plan)
+        dx, part_dw = _products(x, w, of_logits(scores, own, limit, lse, cotangents, plan.options), plan)
         return dw + part_dw, dx
 
     dw, dx = _over_chunks(part, _zeros(w, lse.dtype, plan), (x, own, lse, cotangents), plan.chunks)
     return dx, jnp.sum(dw, axis=0).astype(w.dtype)
 
 
-def _of_logits(
-    scores: jax.Array, own: jax.Array, limit: jax.Array | None, lse: jax.Array, of: Statistics, plan: Plan
+def of_logits(
+    scores: jax.Array, own: jax.Array, limit: jax.Array | None, lse: jax.Array, of: Statistics, options: Options
 ) -> jax.Array:
     """The cotangent of x w, (tokens, columns), from those of the statistics."""
     d = of.lse[:, None] * jnp.exp(scores - lse[:, None])
     d = d + jnp.where(column_of(scores) == own[:, None], of.chosen[:, None], 0.0)
-    if plan.options.label_smoothing:
+    if options.label_smoothing:
         d = d + of.total[:, None]
-    if plan.options.softcap is not None:
-        d = d * (1.0 - jnp.square(scores / plan.options.softcap))
+    if options.softcap is not None:
+        d = d * (1.0 - jnp.square(scores / options.softcap))
     return d if limit is None else jnp.where(column_of(scores) < limit, d, 0.0)
 
 
