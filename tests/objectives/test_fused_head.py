@@ -75,7 +75,7 @@ def trained(model: Any, objective: NextToken) -> tuple[Any, Any]:
 def test_values_and_gradients_are_those_of_the_logits(name: str, terms: str) -> None:
     objective = OBJECTIVES[terms]
     with recording() as choices:
-        found, gradients = trained(MODELS[name], dataclasses.replace(objective, fused_head=True))
+        found, gradients = trained(MODELS[name], dataclasses.replace(objective, fused_head="auto"))
     expected, expected_gradients = trained(MODELS[name], objective)
     assert [c.op for c in choices] == ["linear_cross_entropy"]
     assert found.logits is None
@@ -90,7 +90,7 @@ def test_values_and_gradients_are_those_of_the_logits(name: str, terms: str) -> 
 def test_the_cores_weights_are_the_announced_ones(monkeypatch) -> None:
     """So that logits are never computed again in training, rows that only pad included."""
     monkeypatch.setattr(vjp, "_gradients", lambda plan, x, w, *rest: (x * jnp.nan, w * jnp.nan))
-    _, gradients = trained(TRANSFORMER, NextToken(z_loss=1e-2, label_smoothing=0.1, fused_head=True))
+    _, gradients = trained(TRANSFORMER, NextToken(z_loss=1e-2, label_smoothing=0.1, fused_head="auto"))
     assert all(np.isfinite(g).all() for g in jax.tree.leaves(gradients))
 
 
@@ -98,7 +98,7 @@ def test_evaluation_has_its_logits() -> None:
     network = make_network(TRANSFORMER, Arithmetic().spec())
     module = network.merge(*jax.jit(network.init)(jax.random.key(0)))
     examples = {k: jnp.asarray(v) for k, v in Arithmetic().source("train").gather(np.arange(3)).items()}
-    outcomes = [NextToken(fused_head=f)(module, examples, train=False, rngs=None) for f in (False, True)]
+    outcomes = [NextToken(fused_head=f)(module, examples, train=False, rngs=None) for f in (None, "auto")]
     np.testing.assert_array_equal(outcomes[0].logits, outcomes[1].logits)
     np.testing.assert_array_equal(outcomes[0].losses, outcomes[1].losses)
 
@@ -106,15 +106,26 @@ def test_evaluation_has_its_logits() -> None:
 def test_a_network_without_a_linear_head_is_refused() -> None:
     adapted = LoRA(model=TRANSFORMER).build(Arithmetic().spec(), nnx.Rngs(0))
     assert not isinstance(adapted, LinearHead)
-    with pytest.raises(ConfigError, match=r"fused_head = True: the network, AdaptedDecoder, does not offer `hidden`"):
-        NextToken(fused_head=True)(adapted, batch(), train=True, rngs=None)
+    with pytest.raises(ConfigError, match=r"fused_head = 'auto': the network, AdaptedDecoder, does not offer `hidden`"):
+        NextToken(fused_head="auto")(adapted, batch(), train=True, rngs=None)
 
 
-@pytest.mark.parametrize("parallelism", [DataParallel(), FSDPTensor(data=2, fsdp=2)], ids=["data", "fsdp_tensor"])
-def test_eight_devices_and_accumulation_train_the_same(parallelism: Any) -> None:
+def test_an_implementation_that_there_is_not_is_refused_at_once() -> None:
+    with pytest.raises(
+        ValueError, match=r"fused_head = 'fast': must be None, 'auto' or one of chunked, blocked, reference"
+    ):
+        NextToken(fused_head="fast")
+
+
+@pytest.mark.parametrize(
+    ("impl", "parallelism"),
+    [("auto", DataParallel()), ("auto", FSDPTensor(data=2, fsdp=2)), ("blocked", FSDPTensor(data=2, fsdp=2))],
+    ids=["data", "fsdp_tensor", "blocked"],
+)
+def test_eight_devices_and_accumulation_train_the_same(impl: str, parallelism: Any) -> None:
     """One update with the fused head, of a batch in two parts on eight devices, against one device by way of the logits."""
     found = []
-    for fused, where, parts in ((False, DataParallel(), 1), (True, parallelism, 2)):
+    for fused, where, parts in ((None, DataParallel(), 1), (impl, parallelism, 2)):
         experiment = Experiment(
             model=Transformer(layers=1, width=32, heads=8, vocab_multiple=8),
             dataset=Arithmetic(),

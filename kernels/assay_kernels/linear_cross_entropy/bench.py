@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from assay_kernels.linear_cross_entropy.api import linear_cross_entropy
 
 RIVAL = "naive"
-OURS = "announced"
+FASTEST, SMALLEST = "announced", "blocked"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +47,7 @@ SHAPES: Mapping[str, Shape] = {
     "lm_code": Shape(2048, 128, 1024),
     "gpt2": Shape(1024, 768, 50304, memory_target=4.0),
     "gpt2_124m": Shape(12288, 768, 50304, timed=False, memory_target=4.0),
-    "llama3_8b": Shape(8192, 4096, 128256, timed=False),
+    "llama3_8b": Shape(8192, 4096, 128256, timed=False, memory_target=4.0),
 }
 
 
@@ -63,7 +63,7 @@ def contenders() -> dict[str, Callable[..., Any]]:
     def blocked(x: jax.Array, w: jax.Array, labels: jax.Array, weights: jax.Array) -> jax.Array:
         return jnp.sum(linear_cross_entropy(x, w, labels, impl="blocked").loss * weights)
 
-    found = {RIVAL: _naive, OURS: announced, "recomputed": recomputed, "blocked": blocked}
+    found = {RIVAL: _naive, FASTEST: announced, "recomputed": recomputed, SMALLEST: blocked}
     return {name: jax.value_and_grad(loss, argnums=(0, 1)) for name, loss in found.items()}
 
 

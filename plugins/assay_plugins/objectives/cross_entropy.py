@@ -70,8 +70,12 @@ def fused_outcome_of(
     *,
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
+    impl: str = "auto",
 ) -> Outcome:
-    """What `outcome_of` gives in training for the logits hidden @ kernel and the batch's `targets`, without them."""
+    """What `outcome_of` gives in training for the logits hidden @ kernel and the batch's `targets`, without them.
+
+    impl: of assay_kernels.linear_cross_entropy.
+    """
     targets = batch["targets"]
     weights = (targets >= 0).astype(jnp.float32)
     counting = weights * batch["mask"].astype(jnp.float32)[:, None] if "mask" in batch else weights
@@ -84,6 +88,7 @@ def fused_outcome_of(
         label_smoothing=label_smoothing,
         classes=classes,
         shards=parts("batch"),
+        impl=impl,
     )
     plain = label_smoothing == 0.0 and z_loss == 0.0
     scalars = {} if plain else {"nll": _mean(jax.lax.stop_gradient(found.nll), weights)}
