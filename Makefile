@@ -4,12 +4,13 @@ PYTHON ?= $(shell for p in python3.12 python3.11 python3; do \
 VENV := .venv
 BIN := $(VENV)/bin
 PARITY := .venv-parity
+SASS := .venv-sass
 # On Linux the index's torch is a CUDA build of gigabytes; let pip find PyTorch's CPU build (PIP_EXTRA_INDEX_URL) to do without.
 # So torch is not in the lock: which file is right, and its hash, depends on the machine.
 PARITY_TORCH ?= torch==2.13.0
 UV_VERSION := $(shell sed -n 's/^uv==\([0-9.]*\).*/\1/p' requirements.lock)
 
-.PHONY: demo test check parity lock clean
+.PHONY: demo test check parity sass lock clean
 
 demo: $(VENV)/.ready  ## train the language model on real text, evaluate it, sample from it
 	$(BIN)/assay run experiments/lm_code.gin
@@ -31,6 +32,9 @@ parity: $(VENV)/.ready $(PARITY)/.ready  ## imported weights against the transfo
 	$(PARITY)/bin/python tests/parity/make_cases.py $(PARITY)/cases
 	ASSAY_PARITY_CASES=$(abspath $(PARITY)/cases) $(BIN)/python -m pytest -n 0 tests/parity $(PYTEST_ARGS)
 
+sass: $(SASS)/.ready  ## kernels compiled for an H200, without one
+	JAX_PLATFORMS=cpu PYTHONPATH=kernels $(SASS)/bin/python -m pytest --noconftest -n 0 tests/kernels/sass $(PYTEST_ARGS)
+
 $(VENV)/.ready: requirements.lock pyproject.toml
 	@test -n "$(PYTHON)" || { echo "Assay needs Python 3.11 or 3.12, and found neither; set PYTHON=/path/to/python" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
@@ -45,11 +49,18 @@ $(PARITY)/.ready: tests/parity/requirements.lock | $(VENV)/.ready
 	$(PARITY)/bin/python -m pip install --quiet --disable-pip-version-check $(PARITY_TORCH)
 	touch $@
 
+$(SASS)/.ready: tests/kernels/sass/requirements.lock | $(VENV)/.ready
+	$(PYTHON) -m venv $(SASS)
+	$(BIN)/uv pip install --quiet --compile-bytecode --python $(SASS)/bin/python --require-hashes --requirements tests/kernels/sass/requirements.lock
+	touch $@
+
 lock:  ## resolve the dependencies again, for Python 3.11 and 3.12
 	$(BIN)/uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --generate-hashes \
 		--no-emit-index-url --no-emit-find-links --custom-compile-command 'make lock' --output-file requirements.lock
 	$(BIN)/uv pip compile tests/parity/requirements.in --universal --python-version 3.11 --generate-hashes \
 		--no-emit-index-url --no-emit-find-links --custom-compile-command 'make lock' --output-file tests/parity/requirements.lock
+	$(BIN)/uv pip compile tests/kernels/sass/requirements.in --universal --python-version 3.11 --generate-hashes \
+		--no-emit-index-url --no-emit-find-links --custom-compile-command 'make lock' --output-file tests/kernels/sass/requirements.lock
 
 clean:
-	rm -rf $(VENV) $(PARITY)
+	rm -rf $(VENV) $(PARITY) $(SASS)

@@ -1,1 +1,25 @@
-"""Accelerator kernels of Assay. Depends on jax alone and imports nothing else of Assay."""
+"""Accelerator kernels of Assay. Depends on jax alone and imports nothing else of Assay.
+
+Each op is a package of its own: `from assay_kernels.linear_cross_entropy import linear_cross_entropy`. This module is what all ops share.
+"""
+
+from assay_kernels.op import ImplementationError, Op, force
+from assay_kernels.record import Audit, Choice, audit, disagreements, made_before, recording
+from assay_kernels.target import H100, H200, Target, current_target, for_target
+
+__all__ = [
+    "H100",
+    "H200",
+    "Audit",
+    "Choice",
+    "ImplementationError",
+    "Op",
+    "Target",
+    "audit",
+    "current_target",
+    "disagreements",
+    "for_target",
+    "force",
+    "made_before",
+    "recording",
+]

@@ -37,6 +37,10 @@ OF_DIGITS = {
 OF_SUMS = {"spec": lambda self: Arithmetic().spec(), "batch": sums}
 SHIPPED = {
     "next_token": (NextToken(z_loss=1e-3, label_smoothing=0.1), {}),
+    "next_token, fused": (
+        NextToken(z_loss=1e-3, fused_head="auto"),
+        {"model": lambda self: SMALL, **OF_SUMS},
+    ),
     "classification": (Classification(label_smoothing=0.1), {}),
     "ddpm": (DDPM(timesteps=60), OF_DIGITS),
     "edm": (EDM(), OF_DIGITS),

@@ -24,6 +24,16 @@ def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, resolve(axes))
 
 
+def parts(axis: str) -> int:
+    """Into how many parts the active layout divides a logical axis; 1 without a layout."""
+    resolve = _current.get()
+    if resolve is None:
+        return 1
+    sharding = resolve((axis,))
+    size = sharding.mesh.size
+    return size // sharding.shard_shape((size,))[0]
+
+
 @contextlib.contextmanager
 def layout(resolve: _Resolve) -> Iterator[None]:
     """Make `resolve` the active layout. The core enters it inside each traced function, so that jit's cache sees one layout only."""

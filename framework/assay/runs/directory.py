@@ -148,12 +148,17 @@ class Session:
         """Note that the session has begun. note: puts facts into run.json."""
         self.exit = "completed"
         self.step: int | None = None
-        self._note = note
-        note({})
+        self._put, self._facts = note, dict[str, Any]()
+        self.note()
+
+    def note(self, **facts: Any) -> None:
+        """Add JSON-able facts to the session's entry."""
+        self._facts |= facts
+        self._put(self._facts)
 
     def end(self, reason: str) -> None:
         """Note that it has ended, and why."""
-        self._note({"end": now(), "exit": reason, "step": self.step})
+        self.note(end=now(), exit=reason, step=self.step)
 
 
 def create(root: Path, name: str, *, files: Mapping[str, str] | None = None, **record: Any) -> RunDirectory:

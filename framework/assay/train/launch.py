@@ -144,7 +144,7 @@ def _session(loaded: Loaded, plan: Plan, run: RunDirectory, resume_from: int | N
         status = "failed"
         try:
             lineage = {"config": loaded.flat, "plugins": _plugins(loaded)}
-            trainer = Trainer(plan, run, tracking, progress, lineage, ledger)
+            trainer = Trainer(plan, run, tracking, progress, lineage, ledger, session.note)
             try:
                 status = trainer.train(trainer.begin(resume_from), stop)
             finally:

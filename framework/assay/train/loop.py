@@ -3,7 +3,7 @@
 import collections
 import dataclasses
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -23,6 +23,7 @@ from assay.train.callbacks import Callback, Evaluate, Sample, callbacks_of
 from assay.train.faults import Faults, Rewind
 from assay.train.feed import stack, to_devices, training_batches
 from assay.train.interrupt import Abandoned, StopRequest
+from assay.train.kernels import Kernels
 from assay.train.ledger import Ledger
 from assay.train.progress import Progress
 from assay.train.state import TrainState
@@ -35,6 +36,7 @@ class Trainer:
     """One session of a run: restores or draws the state, trains, and leaves a checkpoint of where it stopped.
 
     lineage: JSON-able facts that every checkpoint carries along (configuration, plugin versions). ledger: where the time goes.
+    note: takes JSON-able facts by name for the run's record.
     """
 
     def __init__(
@@ -45,6 +47,7 @@ class Trainer:
         progress: Progress,
         lineage: Mapping[str, Any],
         ledger: Ledger | None = None,
+        note: Callable[..., None] = lambda **facts: None,
     ) -> None:
         e = plan.experiment
         self.plan, self.run, self.tracking, self.progress = plan, run, tracking, progress
@@ -58,9 +61,10 @@ class Trainer:
         self.watchdog = Watchdog(e.hang_factor, run.path, progress.line)
         self.agreement = Agreement(plan.layout.mesh.devices.ravel().tolist())
         self.meter = Meter()
+        self.kernels = Kernels(progress.line)
         self.state: TrainState
         self.step = 0
-        self._lineage = dict(lineage)
+        self._lineage, self._note = dict(lineage), note
         self._dispatches: dict[int, Any] = {}
         self._evaluated: tuple[int, dict[str, float]] = (-1, {})
         self._saved = -1
@@ -115,7 +119,7 @@ class Trainer:
             stop.leave = False
             with self.ledger.phase("step" if count in self._dispatches else "compile"):
                 batches = to_devices(self.plan.layout, host, stacked=True)
-                self.state, metrics = self._dispatch(count)(self.state, batches)
+                self.state, metrics = self._dispatch(count, batches)(self.state, batches)
             step += count
             in_flight.append((step, metrics, self.agreement.ask(bool(stop))))
             due = [callback for callback in self.callbacks if callback.due(step)]
@@ -186,9 +190,11 @@ class Trainer:
         self.batches.close()
         self.checkpoints.close()
 
-    def _dispatch(self, count: int) -> Any:
+    def _dispatch(self, count: int, batches: Any) -> Any:
+        """The compiled program of `count` updates of batches like these."""
         if count not in self._dispatches:
-            self._dispatches[count] = jitted(self.plan, count)
+            self._dispatches[count] = self.kernels.compiled(jitted(self.plan, count), self.state, batches)
+            self._note(kernels=[choice.as_json() for choice in self.kernels.choices])
         return self._dispatches[count]
 
     def _log(self, last: int, metrics: Mapping[str, jax.Array], answer: Any, *, ahead: int) -> None:

@@ -11,9 +11,9 @@ from jaxtyping import Array, Float, Int
 from assay.data.spec import DataSpec
 from assay.outcome import Batch
 from assay.parallel.constrain import constrain
-from assay_plugins.models.attention import MASKED
 from assay_plugins.models.block import STD
 from assay_plugins.models.checks import at_least, divides, fraction
+from assay_plugins.models.heads import kernel_of, logits_of
 from assay_plugins.models.layers import Embedding, Linear, RMSNorm, dropout, dropout_key, normal
 from assay_plugins.models.remat import Remat, rematerialised
 from assay_plugins.models.specs import tokens_of
@@ -97,7 +97,13 @@ class StateSpaceDecoder(nnx.Module):
     def __call__(
         self, batch: Batch, *, train: bool = False, rngs: nnx.Rngs | None = None
     ) -> Float[Array, "batch seq vocab"]:
-        """Logits of the token that follows each position, in the parameters' dtype.
+        """Logits of the token that follows each position, in the parameters' dtype; see `hidden`."""
+        return logits_of(self.hidden(batch, train=train, rngs=rngs), *self.head_kernel())
+
+    def hidden(
+        self, batch: Batch, *, train: bool = False, rngs: nnx.Rngs | None = None
+    ) -> Float[Array, "batch seq width"]:
+        """What the head reads, in the parameters' dtype.
 
         batch: `inputs`, int32 (batch, seq); perhaps `segment_ids`, int32 (batch, seq): a new segment begins where the id changes,
         and nothing passes from one to the next. rngs: for dropout, in training.
@@ -110,7 +116,11 @@ class StateSpaceDecoder(nnx.Module):
         for block, block_key in zip(self.blocks, keys[1:], strict=True):
             further = functools.partial(block, runs=runs)
             x = rematerialised(further, self.options.remat)(x, dropout_key=block_key)
-        return self._logits(x)
+        return self.norm(x)
+
+    def head_kernel(self) -> tuple[Float[Array, "width columns"], int]:
+        """(kernel, vocabulary); see assay_plugins.models.heads."""
+        return kernel_of(self.head, self.tokens), self.vocab
 
     def init_cache(self, batch: int, length: int, dtype: jnp.dtype) -> tuple[SSMCache, ...]:
         """The cache of each layer before the first position of `batch` rows, in `dtype`, states in fp32; the same for any `length`."""
@@ -128,17 +138,8 @@ class StateSpaceDecoder(nnx.Module):
         for block, old in zip(self.blocks, cache, strict=True):
             x, new = block.decode(x, old)
             layers.append(new)
-        return self._logits(x), tuple(layers)
+        return logits_of(self.norm(x), *self.head_kernel()), tuple(layers)
 
     def _embedded(self, tokens: Array) -> Array:
         """The residual stream before the first block."""
         return constrain(self.tokens(tokens), "batch", "sequence", "act_embed")
-
-    def _logits(self, x: Array) -> Array:
-        """Scores over the padded vocabulary."""
-        x = self.norm(x)
-        logits = self.tokens.attend(x) if self.head is None else self.head(x)
-        logits = constrain(logits, "batch", "sequence", "act_vocab")
-        if logits.shape[-1] == self.vocab:
-            return logits
-        return jnp.where(jax.lax.broadcasted_iota(jnp.int32, logits.shape, 2) < self.vocab, logits, MASKED)

@@ -12,9 +12,10 @@ from jaxtyping import Array, Float, Int
 from assay.data.spec import DataSpec
 from assay.outcome import Batch
 from assay.parallel.constrain import constrain
-from assay_plugins.models.attention import MASKED, Cache
+from assay_plugins.models.attention import Cache
 from assay_plugins.models.block import STD, Activation, Biases, Block, BlockOptions
 from assay_plugins.models.checks import at_least, divides, fraction
+from assay_plugins.models.heads import kernel_of, logits_of
 from assay_plugins.models.layers import Embedding, Linear, Norm, dropout, dropout_key, make_norm, normal
 from assay_plugins.models.remat import Remat, rematerialised
 from assay_plugins.models.rope import Band, Rotation, rotation
@@ -166,7 +167,13 @@ class Decoder(nnx.Module):
     def __call__(
         self, batch: Batch, *, train: bool = False, rngs: nnx.Rngs | None = None
     ) -> Float[Array, "batch seq vocab"]:
-        """Logits of the token that follows each position, in the parameters' dtype.
+        """Logits of the token that follows each position, in the parameters' dtype; see `hidden`."""
+        return logits_of(self.hidden(batch, train=train, rngs=rngs), *self.head_kernel())
+
+    def hidden(
+        self, batch: Batch, *, train: bool = False, rngs: nnx.Rngs | None = None
+    ) -> Float[Array, "batch seq width"]:
+        """What the head reads, in the parameters' dtype.
 
         batch: `inputs`, int32 (batch, seq); perhaps `segment_ids`, int32 (batch, seq), 0 for padding: a token attends within its
         segment only; perhaps `positions`, int32 (batch, seq), instead of 0, 1, ... rngs: for dropout, in training.
@@ -179,7 +186,11 @@ class Decoder(nnx.Module):
         for block, key in zip(self.blocks, keys[1:], strict=True):
             further = functools.partial(block, rope=rope, segment_ids=segments)
             x = rematerialised(further, self.options.remat)(x, dropout_key=key)
-        return self._logits(x)
+        return self.norm(x)
+
+    def head_kernel(self) -> tuple[Float[Array, "width columns"], int]:
+        """(kernel, vocabulary); see assay_plugins.models.heads."""
+        return kernel_of(self.head, self.tokens), self.vocab
 
     def init_cache(self, batch: int, length: int, dtype: jnp.dtype) -> tuple[Cache, ...]:
         """An empty cache for `length` positions of `batch` rows: keys and values of each layer, in `dtype`."""
@@ -201,7 +212,7 @@ class Decoder(nnx.Module):
         for block, old in zip(self.blocks, cache, strict=True):
             x, new = block.decode(x, old, position, rope=rope)
             layers.append(new)
-        return self._logits(x), tuple(layers)
+        return logits_of(self.norm(x), *self.head_kernel()), tuple(layers)
 
     def _dropout_keys(self, train: bool, rngs: nnx.Rngs | None) -> list[Array | None]:
         """One key for the embedding and one for each block, or None."""
@@ -222,12 +233,3 @@ class Decoder(nnx.Module):
             return None
         o = self.options
         return rotation(positions, o.block.head_dim, o.rope_theta, o.rope_scaling, o.rope_band)
-
-    def _logits(self, x: Array) -> Array:
-        """Scores over the padded vocabulary."""
-        x = self.norm(x)
-        logits = self.tokens.attend(x) if self.head is None else self.head(x)
-        logits = constrain(logits, "batch", "sequence", "act_vocab")
-        if logits.shape[-1] == self.vocab:
-            return logits
-        return jnp.where(jax.lax.broadcasted_iota(jnp.int32, logits.shape, 2) < self.vocab, logits, MASKED)

@@ -4,7 +4,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from assay.outcome import Outcome
+from assay.outcome import Batch, Outcome
+from assay.parallel.constrain import parts
+from assay_kernels.linear_cross_entropy import linear_cross_entropy
 
 PADDING = -1e29  # logits below it are those of a padded vocabulary, no classes at all
 
@@ -57,14 +59,51 @@ def outcome_of(
     if not train or (label_smoothing == 0.0 and z_loss == 0.0):
         return Outcome(nll, weights, logits, targets)
     losses = smoothed(logits, nll, log_normalizer, label_smoothing) + z_loss * jnp.square(log_normalizer)
-    plain = Outcome(nll, weights).total()
-    return Outcome(losses, weights, logits, targets, {"nll": plain[0] / jnp.maximum(plain[1], 1.0)})
+    return Outcome(losses, weights, logits, targets, {"nll": _mean(nll, weights)})
+
+
+def fused_outcome_of(
+    hidden: Float[Array, "batch seq width"],
+    kernel: Float[Array, "width columns"],
+    classes: int,
+    batch: Batch,
+    *,
+    label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
+    impl: str = "auto",
+) -> Outcome:
+    """What `outcome_of` gives in training for the logits hidden @ kernel and the batch's `targets`, without them.
+
+    impl: of assay_kernels.linear_cross_entropy.
+    """
+    targets = batch["targets"]
+    weights = (targets >= 0).astype(jnp.float32)
+    counting = weights * batch["mask"].astype(jnp.float32)[:, None] if "mask" in batch else weights
+    found = linear_cross_entropy(
+        hidden,
+        kernel,
+        targets,
+        weights=counting,
+        z_loss=z_loss,
+        label_smoothing=label_smoothing,
+        classes=classes,
+        shards=parts("batch"),
+        impl=impl,
+    )
+    plain = label_smoothing == 0.0 and z_loss == 0.0
+    scalars = {} if plain else {"nll": _mean(jax.lax.stop_gradient(found.nll), weights)}
+    return Outcome(found.loss, weights, targets=targets, scalars=scalars)
 
 
 def checked_fraction(name: str, value: float) -> None:
     """Raise ValueError unless 0 <= value < 1."""
     if not 0.0 <= value < 1.0:
         raise ValueError(f"{name} = {value}: must be at least 0 and less than 1")
+
+
+def _mean(losses: Array, weights: Array) -> Array:
+    total, weight = Outcome(losses, weights).total()
+    return total / jnp.maximum(weight, 1.0)
 
 
 def _is_target(scores: Array, targets: Array) -> Array:
