@@ -20,6 +20,7 @@ import jax
 from assay_kernels import compat
 from assay_kernels.record import ATTRIBUTE, Choice, note
 from assay_kernels.target import Target, current_target
+from assay_kernels.tuning import configurations
 
 Function = Callable[..., Any]
 Supports = Callable[..., str | None]
@@ -77,12 +78,13 @@ class Op:
         target = current_target()
         chosen, refused = self.choose(target, wanted, *arguments, **options)
         arrays = tuple(f"{x.dtype}[{','.join(map(str, x.shape))}]" for x in arguments if hasattr(x, "dtype"))
-        choice = Choice(self.name, chosen.name, how, tuple(refused.items()), arrays, target)
+        name = f"{self.name}.{chosen.name}"
+        with jax.named_scope(f"kernels.{name}"), compat.tagged(**{ATTRIBUTE: name}), configurations() as configs:
+            result = chosen.function(*arguments, **options)
+        choice = Choice(self.name, chosen.name, how, tuple(refused.items()), arrays, target, tuple(configs))
         note(choice)
         _log.info("%s", choice)
-        name = f"{self.name}.{chosen.name}"
-        with jax.named_scope(f"kernels.{name}"), compat.tagged(**{ATTRIBUTE: name}):
-            return chosen.function(*arguments, **options)
+        return result
 
     def choose(
         self, target: Target, impl: str, *arguments: Any, **options: Any

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from assay_kernels.target import Target
+from assay_kernels.tuning import Configured
 
 ATTRIBUTE = "assay_kernel"
 _recording: contextvars.ContextVar[tuple[list["Choice"], ...]] = contextvars.ContextVar("assay_kernels", default=())
@@ -16,7 +17,10 @@ _made: dict[tuple[str, str], "Choice"] = {}  # the last of each, in this process
 
 @dataclasses.dataclass(frozen=True)
 class Choice:
-    """One call of an op. refused: the implementations of higher priority and why each was not chosen. arrays: "bfloat16[8,64]", …"""
+    """One call of an op. refused: the implementations of higher priority and why each was not chosen. arrays: "bfloat16[8,64]", …
+
+    configs: what the kernels were configured with, and where that came from.
+    """
 
     op: str
     implementation: str
@@ -24,11 +28,13 @@ class Choice:
     refused: tuple[tuple[str, str], ...]
     arrays: tuple[str, ...]
     target: Target
+    configs: tuple[Configured, ...] = ()
 
     def __str__(self) -> str:
         """One line for people."""
         why = "".join(f"; not {name}: {reason}" for name, reason in self.refused)
-        return f"{self.op}: {self.implementation} ({self.how}) for {self.target}, {' '.join(self.arrays)}{why}"
+        how = "".join(f"; {c.config} ({c.source})" for c in self.configs)
+        return f"{self.op}: {self.implementation} ({self.how}) for {self.target}, {' '.join(self.arrays)}{how}{why}"
 
     def as_json(self) -> dict[str, Any]:
         """Plain values, for a run's record."""

@@ -172,4 +172,5 @@ def test_a_choice_is_plain_values_for_a_record(doubled) -> None:
         "refused": {"hopper": "needs a Hopper GPU, this is cpu"},
         "arrays": ("float32[8]",),
         "target": "cpu",
+        "configs": (),
     }

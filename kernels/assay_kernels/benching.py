@@ -1,0 +1,57 @@
+"""What an op's `bench` module holds, for benchmarks/kernels.py and `python -m assay_kernels.tune` to run.
+
+SHAPES: Mapping[str, Shape]; contenders(shape) -> {name: function of shape.arguments()}; BARS: Sequence[Bar]; perhaps TUNABLE: Mapping[str,
+Tunable], by implementation; perhaps torch_contenders(shape) -> {name: function of the same arguments as torch tensors}. A contender that
+cannot run here is left out of the mapping.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, Protocol
+
+import jax
+
+
+class Shape(Protocol):
+    """A call that is measured."""
+
+    @property
+    def flops(self) -> int:
+        """Floating point operations that the op needs at least; 0 where only memory counts."""
+
+    @property
+    def bytes(self) -> int:
+        """Bytes that the op reads and writes at least; 0 where only arithmetic counts."""
+
+    @property
+    def on(self) -> tuple[str, ...]:
+        """Where it is run, not only compiled: of "cpu" and "gpu"."""
+
+    def abstract(self) -> tuple[jax.ShapeDtypeStruct, ...]:
+        """The arguments as shapes."""
+
+    def arguments(self) -> tuple[jax.Array, ...]:
+        """The arguments, drawn."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Bar:
+    """What is asked of one H200. unit: "TFLOP/s" or "TB/s" of `contender`, or "x": how many times as fast as the best of `rivals`."""
+
+    shape: str
+    contender: str
+    at_least: float
+    unit: Literal["TFLOP/s", "TB/s", "x"]
+    rivals: Sequence[str] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Tunable:
+    """How an implementation is tuned. key: shape -> what assay_kernels.tuning.tuned is asked with. space: shape -> configurations, as
+    dataclasses. run: (shape, configuration) -> function of shape.arguments(). exact: as for `tuned`.
+    """
+
+    key: Callable[[Any], Mapping[str, int | str]]
+    exact: tuple[str, ...]
+    space: Callable[[Any], Sequence[Any]]
+    run: Callable[[Any, Any], Callable[..., Any]]

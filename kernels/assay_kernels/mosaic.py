@@ -1,0 +1,79 @@
+"""Pallas' Mosaic GPU as every kernel here uses it: one dialect over jax's versions, on a Hopper GPU or in the interpreter on the CPU.
+
+Beside compat.py the only module that knows versions of jax. Kernels import it when they are traced, not before: it takes a quarter of a
+second, and who has no GPU needs none of it. A thread is a warpgroup of 128 CUDA threads.
+"""
+
+import contextlib
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+from jax._src.pallas.mosaic_gpu.interpret import interpret_pallas_call as interpreter
+from jax._src.pallas.mosaic_gpu.interpret.params import InterpretGPUParams
+from jax.experimental.pallas import mosaic_gpu as plgpu
+
+_interpreted = jax.make_user_context(None)
+_PARAMETERS = ("approx_math", "reduction_scratch_bytes", "unsafe_no_auto_barriers")
+
+
+def kernel(body: Callable[..., None], *, name: str, out_type: Any, **options: Any) -> Callable[..., Any]:
+    """plgpu.kernel with Warpgroup semantics; inside `interpreted` it runs on the CPU.
+
+    name: what profilers and the compiled program call it. options: grid, grid_names, cluster, cluster_names, num_threads, thread_name,
+    scratch_types, and of plgpu.CompilerParams approx_math, reduction_scratch_bytes, unsafe_no_auto_barriers.
+    """
+    chosen = {key: options.pop(key) for key in _PARAMETERS if key in options}
+    parameters = plgpu.CompilerParams(lowering_semantics=plgpu.LoweringSemantics.Warpgroup, **chosen)
+    if interpreting():
+        options["interpret"] = InterpretGPUParams(detect_races=_interpreted.value == "races")
+    named = functools.wraps(body)(lambda *refs, **scratch: body(*refs, **scratch))
+    named.__name__ = named.__qualname__ = name
+    made: Callable[..., Any] = plgpu.kernel(named, out_type=out_type, compiler_params=parameters, **options)
+    return made
+
+
+def layout_cast(x: jax.Array, layout: Any) -> jax.Array:
+    """plgpu.layout_cast; the interpreter of jax 0.10 has no rule for it, and needs none."""
+    if interpreting():
+        return x
+    cast: jax.Array = plgpu.layout_cast(x, layout)
+    return cast
+
+
+def transposed(ref: Any) -> Any:
+    """A reference with its two axes exchanged, as an operand of wgmma."""
+    return ref.transpose(1, 0) if hasattr(ref, "transpose") else plgpu.transpose_ref(ref, (1, 0))
+
+
+def swizzled(width: int, dtype: Any) -> tuple[Any, ...]:
+    """The transforms of an SMEM array (rows, width) that TMA copies and wgmma reads: tiles of 8 rows, the widest swizzle that fits."""
+    itemsize = jax.numpy.dtype(dtype).itemsize
+    swizzle = plgpu.find_swizzle(width * itemsize * 8)
+    return plgpu.TilingTransform((8, swizzle // itemsize)), plgpu.SwizzleTransform(swizzle)
+
+
+def interpreting() -> bool:
+    """Whether Mosaic kernels that are traced now run in the interpreter."""
+    return _interpreted.value is not None
+
+
+@contextlib.contextmanager
+def interpreted(*, races: bool = False) -> Iterator[None]:
+    """Inside, Mosaic kernels are traced for Pallas' GPU interpreter: they run on the CPU, slowly, in memory that is NaN at first.
+
+    races: also watch for memory that threads and copies use without waiting for one another; RuntimeError at the end where one did (what
+    races is seen by jax 0.11 in full, by 0.10 in part). Call what is traced inside, and wait for the result, before the end.
+    """
+    interpreter.reset_gpu_interpret_mode_state()
+    try:
+        with _interpreted("races" if races else "yes"):
+            yield
+        found = races and interpreter.get_races().races_found
+    finally:
+        interpreter.reset_gpu_interpret_mode_state()
+    if found:
+        raise RuntimeError(
+            "the interpreter found a race: memory is used that a copy or another thread may still write or read"
+        )
