@@ -10,8 +10,11 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
+from jax._src.pallas.mosaic.interpret import utils as interpreter_utils
 from jax._src.pallas.mosaic_gpu.interpret import interpret_pallas_call as interpreter
+from jax._src.pallas.mosaic_gpu.interpret import shared_memory as interpreter_memory
 from jax._src.pallas.mosaic_gpu.interpret.params import InterpretGPUParams
+from jax._src.state.types import TransposeTransform
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 _interpreted = jax.make_user_context(None)
@@ -44,7 +47,7 @@ def layout_cast(x: jax.Array, layout: Any) -> jax.Array:
 
 def transposed(ref: Any) -> Any:
     """A reference with its two axes exchanged, as an operand of wgmma."""
-    return ref.transpose(1, 0) if hasattr(ref, "transpose") else plgpu.transpose_ref(ref, (1, 0))
+    return ref.transpose((1, 0))
 
 
 def swizzled(width: int, dtype: Any) -> tuple[Any, ...]:
@@ -68,7 +71,7 @@ def interpreted(*, races: bool = False) -> Iterator[None]:
     """
     interpreter.reset_gpu_interpret_mode_state()
     try:
-        with _interpreted("races" if races else "yes"):
+        with _interpreted("races" if races else "yes"), _transposed_operands():
             yield
         found = races and interpreter.get_races().races_found
     finally:
@@ -77,3 +80,33 @@ def interpreted(*, races: bool = False) -> Iterator[None]:
         raise RuntimeError(
             "the interpreter found a race: memory is used that a copy or another thread may still write or read"
         )
+
+
+@contextlib.contextmanager
+def _transposed_operands() -> Iterator[None]:
+    """The interpreter of jax 0.10 knows no transposed operand of wgmma: inside, it reads the operand and turns it."""
+    if jax.__version_info__ >= (0, 11):
+        yield
+        return
+
+    class Turned(tuple[Any, ...]):
+        """The range of an operand that is transposed after it is read."""
+
+        __slots__ = ()
+
+    range_of, content = interpreter_utils.to_range, interpreter_memory.GPUSharedMemory.get_buffer_content
+
+    def to_range(transforms: Any) -> tuple[Any, ...]:
+        kept = [t for t in transforms if not isinstance(t, TransposeTransform)]
+        found: tuple[Any, ...] = range_of(kept)
+        return Turned(found) if (len(transforms) - len(kept)) % 2 else found
+
+    def get_buffer_content(self: Any, key: Any, rnge: Any, *rest: Any, **options: Any) -> Any:
+        value, *others = content(self, key, rnge, *rest, **options)
+        return (value.T if isinstance(rnge, Turned) else value, *others)
+
+    interpreter_utils.to_range, interpreter_memory.GPUSharedMemory.get_buffer_content = to_range, get_buffer_content
+    try:
+        yield
+    finally:
+        interpreter_utils.to_range, interpreter_memory.GPUSharedMemory.get_buffer_content = range_of, content

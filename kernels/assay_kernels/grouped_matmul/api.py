@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from assay_kernels.grouped_matmul.blocked import blocked
+from assay_kernels.grouped_matmul.configs import refused
 from assay_kernels.grouped_matmul.reference import reference
 from assay_kernels.grouped_matmul.shapes import Options, check
 from assay_kernels.op import Op
@@ -48,4 +49,11 @@ def _supports_blocked(
     return None if x.size and w.size else f"x {x.shape} or w {w.shape} has no elements"
 
 
+def _mosaic(x: jax.Array, w: jax.Array, group_sizes: jax.Array, options: Options) -> jax.Array:
+    from assay_kernels.grouped_matmul.mosaic import grouped
+
+    return grouped(x, w, group_sizes, options)
+
+
+OP.register("mosaic", supports=refused, priority=20)(_mosaic)
 OP.register("blocked", supports=_supports_blocked, priority=10)(blocked)
