@@ -6,10 +6,12 @@ second, and who has no GPU needs none of it. A thread is a warpgroup of 128 CUDA
 
 import contextlib
 import functools
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
+from jax._src.pallas.mosaic.interpret import thread_map
 from jax._src.pallas.mosaic.interpret import utils as interpreter_utils
 from jax._src.pallas.mosaic_gpu.interpret import interpret_pallas_call as interpreter
 from jax._src.pallas.mosaic_gpu.interpret import shared_memory as interpreter_memory
@@ -71,7 +73,7 @@ def interpreted(*, races: bool = False) -> Iterator[None]:
     """
     interpreter.reset_gpu_interpret_mode_state()
     try:
-        with _interpreted("races" if races else "yes"), _transposed_operands():
+        with _interpreted("races" if races else "yes"), _transposed_operands(), _compiled_once():
             yield
         found = races and interpreter.get_races().races_found
     finally:
@@ -110,3 +112,24 @@ def _transposed_operands() -> Iterator[None]:
         yield
     finally:
         interpreter_utils.to_range, interpreter_memory.GPUSharedMemory.get_buffer_content = range_of, content
+
+
+@contextlib.contextmanager
+def _compiled_once() -> Iterator[None]:
+    """Left to itself the interpreter compiles a kernel anew for each thread of each block: inside, once, which is most of its time."""
+    original, lock = thread_map._run_jaxpr, threading.Lock()
+    programs: dict[Any, tuple[Any, Any]] = {}  # the jaxprs are kept with them: their ids are not given to others
+
+    def run(jaxpr: Any, constants: Any, *arguments: Any) -> None:
+        key = id(jaxpr), *(jax.typeof(x) for x in arguments)
+        with lock:
+            if key not in programs:
+                traced = jax.jit(lambda constants, *arguments: jax.core.eval_jaxpr(jaxpr, constants, *arguments))
+                programs[key] = jaxpr, traced.lower(constants, *arguments).compile()
+        programs[key][1](constants, *arguments)
+
+    thread_map._run_jaxpr = run
+    try:
+        yield
+    finally:
+        thread_map._run_jaxpr = original
