@@ -138,7 +138,7 @@ def _product_kernel(
 
             return lax.fori_loop(0, steps, copy, step)
 
-        lax.fori_loop(0, mine, tile, jnp.int32(0))
+        _wait_for_the_rest(free_S, lax.fori_loop(0, mine, tile, jnp.int32(0)), stages)
 
     @pl.when(wg < MULTIPLIERS)
     def _multiply() -> None:
@@ -318,6 +318,7 @@ def _outer_kernel(
 
         step, low, after = lax.fori_loop(0, mine, tile, (jnp.int32(0), jnp.int32(0), jnp.int32(BLOCK)))
         zero(step - 1, low, after)
+        _wait_for_the_rest(free_S, step, stages)
 
     @pl.when(wg < multipliers)
     def _multiply() -> None:
@@ -367,6 +368,15 @@ def _wait_until_free(free_S: Any, step: Array, stages: int) -> None:
     @pl.when(step >= stages)
     def _() -> None:
         plgpu.barrier_wait(free_S.at[lax.rem(step, stages)])
+
+
+def _wait_for_the_rest(free_S: Any, steps: Array, stages: int) -> None:
+    """Until all of the last copies have been used."""
+    for i in range(1, stages + 1):
+
+        @pl.when(steps >= i)
+        def _(i: int = i) -> None:
+            plgpu.barrier_wait(free_S.at[lax.rem(steps - i, stages)])
 
 
 def _free_the_one_before(free_S: Any, nth: Array, step: Array, stages: int) -> None:
