@@ -344,7 +344,7 @@ def _outer_kernel(
             result = pl.run_scoped(multiply, plgpu.ACC((BLOCK, config.columns))).astype(out_GKN.dtype)
             for c in range(0, config.columns, out_W2BN.shape[3]):
                 buffer = out_W2BN.at[wg, (c // out_W2BN.shape[3]) % 2]
-                plgpu.wait_smem_to_gmem(1, wait_read_only=True)
+                plgpu.wait_smem_to_gmem(1 if c else 0, wait_read_only=True)
                 buffer[...] = result[:, c : c + out_W2BN.shape[3]]
                 plgpu.commit_smem()
                 at = out_GKN.at[group, pl.ds(k + wg * BLOCK, BLOCK), pl.ds(n + c, out_W2BN.shape[3])]
