@@ -38,6 +38,11 @@ class Outer:
     stages: int
     together: int
 
+    def __post_init__(self) -> None:
+        """Raise ValueError for fewer than 3 stages: a block that is masked waits for the copy of the next, and that for one that is used."""
+        if self.stages < 3:
+            raise ValueError(f"stages = {self.stages}: must be at least 3")
+
 
 @dataclasses.dataclass(frozen=True)
 class Configs:
