@@ -96,7 +96,8 @@ def _transposed_operands() -> Iterator[None]:
 
         __slots__ = ()
 
-    range_of, content = interpreter_utils.to_range, interpreter_memory.GPUSharedMemory.get_buffer_content
+    memory: Any = interpreter_memory.GPUSharedMemory
+    range_of, content = interpreter_utils.to_range, memory.get_buffer_content
 
     def to_range(transforms: Any) -> tuple[Any, ...]:
         kept = [t for t in transforms if not isinstance(t, TransposeTransform)]
@@ -107,11 +108,11 @@ def _transposed_operands() -> Iterator[None]:
         value, *others = content(self, key, rnge, *rest, **options)
         return (value.T if isinstance(rnge, Turned) else value, *others)
 
-    interpreter_utils.to_range, interpreter_memory.GPUSharedMemory.get_buffer_content = to_range, get_buffer_content
+    interpreter_utils.to_range, memory.get_buffer_content = to_range, get_buffer_content
     try:
         yield
     finally:
-        interpreter_utils.to_range, interpreter_memory.GPUSharedMemory.get_buffer_content = range_of, content
+        interpreter_utils.to_range, memory.get_buffer_content = range_of, content
 
 
 @contextlib.contextmanager

@@ -1,5 +1,6 @@
 """grouped_matmul against float64, a dense oracle and jax's ragged_dot; its kernels in the interpreter; faults that these tests see."""
 
+import functools
 from typing import Any
 
 import jax
@@ -15,7 +16,14 @@ from assay_kernels.grouped_matmul import OP, Options, configs, grouped_matmul, s
 from assay_kernels.grouped_matmul import mosaic as kernels
 from assay_kernels.grouped_matmul.cases import CASES, OTHER_CASES, case
 
-EVERYWHERE = ("boundaries inside blocks", "poison after the groups", "all groups empty", "one row", "float16", *OTHER_CASES)
+EVERYWHERE = (
+    "boundaries inside blocks",
+    "poison after the groups",
+    "all groups empty",
+    "one row",
+    "float16",
+    *OTHER_CASES,
+)
 INTERPRETED = ("boundaries inside blocks", "transposed", "poison after the groups", "result in float32")
 SIZES = (3, 0, 5, 1)
 
@@ -38,6 +46,10 @@ def dense(x: Any, w: Any) -> Any:
     return jnp.einsum("mk,gkn,mg->mn", x, w, jnp.asarray(np.eye(5)[whose][:, :4], x.dtype))
 
 
+def ours_of(sizes: Any, transpose_w: bool, impl: str, x: Any, w: Any) -> Any:
+    return grouped_matmul(x, w, sizes, transpose_w=transpose_w, impl=impl)
+
+
 @pytest.mark.parametrize("transpose_w", [False, True])
 def test_the_reference_is_exact_in_float64(transpose_w: bool) -> None:
     with jax.enable_x64(True):
@@ -47,7 +59,7 @@ def test_the_reference_is_exact_in_float64(transpose_w: bool) -> None:
         true, back = jax.vjp(lambda x, w: dense(x, turned(w)), x, w)
         ragged, ragged_back = jax.vjp(lambda x, w: jax.lax.ragged_dot(x, turned(w), sizes), x, w)
         for impl in ("reference", "blocked"):
-            found, ours = jax.vjp(lambda x, w: grouped_matmul(x, w, sizes, transpose_w=transpose_w, impl=impl), x, w)
+            found, ours = jax.vjp(functools.partial(ours_of, sizes, transpose_w, impl), x, w)
             for ours_or_theirs, exact in ((found, true), (ragged, true), *zip(ours(g), back(g), strict=True)):
                 np.testing.assert_allclose(ours_or_theirs, exact, rtol=1e-13, atol=1e-13)
             for ours_or_theirs, theirs in zip(ours(g), ragged_back(g), strict=True):

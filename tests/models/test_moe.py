@@ -1,5 +1,6 @@
 """The mixture of experts, windows, scaled angles, biases by place and padded vocabularies of model.transformer."""
 
+import contextlib
 import dataclasses
 import math
 from typing import Any
@@ -12,18 +13,24 @@ from flax import nnx
 
 from assay.data.spec import ArraySpec, DataSpec
 from assay.network import make_network
+from assay.parallel.constrain import layout
+from assay.parallel.layout import make_layout
 from assay.testing.model import ModelKit
+from assay_kernels import H200, for_target, recording
+from assay_kernels.aot import custom_calls, lower_gradient_for_cuda
 from assay_plugins.models.attention import attention
 from assay_plugins.models.layers import normal
 from assay_plugins.models.moe import Experts
 from assay_plugins.models.rope import frequencies
 from assay_plugins.models.transformer import Transformer
+from assay_plugins.parallelism.fsdp_tensor import FSDPTensor
 
 ROW = ArraySpec((12,), "int32")
 TEXT = DataSpec({"inputs": ROW, "targets": ROW}, vocab_size=16)
 SMALL = Transformer(layers=1, width=16, heads=4, kv_heads=2)
 SETTINGS = {
     "experts": {"experts": 3, "experts_per_token": 2, "mlp_width": 24},
+    "dense": {"experts": 3, "experts_per_token": 2, "mlp_width": 24, "expert_dispatch": "dense"},
     "window": {"layers": 2, "window": 4, "window_layers": (1,)},
     "band": {"rope_scaling": 4.0, "rope_band": (1.0, 3.0, 32), "rope_theta": 60.0},
 }
@@ -45,10 +52,9 @@ def tokens() -> jax.Array:
     return jax.random.randint(jax.random.key(5), (2, 12), 0, 16)
 
 
-def test_a_token_goes_through_the_chosen_experts() -> None:
-    layer = Experts(
-        width=6, mlp_width=10, experts=4, chosen=2, init=normal(1.0), out_init=normal(1.0), rngs=nnx.Rngs(0)
-    )
+@pytest.mark.parametrize("dispatch", ["dense", "grouped"])
+def test_a_token_goes_through_the_chosen_experts(dispatch: Any) -> None:
+    layer = layer_of(dispatch)
     x = np.asarray(jax.random.normal(jax.random.key(1), (2, 5, 6)), np.float64)
     found = np.asarray(layer(jnp.asarray(x, jnp.float32)))
     router, gate, up, down = (np.asarray(p[...], np.float64) for p in (layer.router, layer.gate, layer.up, layer.down))
@@ -64,6 +70,78 @@ def test_a_token_goes_through_the_chosen_experts() -> None:
                 (opened / (1 + np.exp(-opened)) * (token @ up[e])) @ down[e]
             )
         np.testing.assert_allclose(found[row, column], expected, rtol=1e-4, atol=1e-4)
+
+
+def layer_of(dispatch: Any, width: int = 6, mlp_width: int = 10, experts: int = 4, chosen: int = 2) -> Experts:
+    sizes = {"width": width, "mlp_width": mlp_width, "experts": experts, "chosen": chosen}
+    return Experts(**sizes, init=normal(1.0), out_init=normal(1.0), rngs=nnx.Rngs(0), dispatch=dispatch)
+
+
+def value_and_gradients(dispatch: Any, x: jax.Array, dtype: str = "float32", **sizes: Any) -> Any:
+    """(result, gradients of a weighted sum with respect to x and all parameters)."""
+    graph, params = nnx.split(layer_of(dispatch, **sizes))
+    params = jax.tree.map(lambda p: p.astype(dtype), params)
+    weights = jax.random.normal(jax.random.key(2), x.shape)
+
+    def total(params: Any, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        y = nnx.merge(graph, params)(x)
+        return jnp.sum(y * weights), y
+
+    gradients, y = jax.jit(jax.grad(total, (0, 1), has_aux=True))(params, x.astype(dtype))
+    return {"y": y, "params": nnx.to_pure_dict(gradients[0]), "x": gradients[1]}
+
+
+def check_alike(found: Any, expected: Any, most: float) -> None:
+    paths, others = jax.tree.leaves_with_path(found), jax.tree.leaves(expected)
+    for (path, a), b in zip(paths, others, strict=True):
+        b = np.asarray(b, np.float64)
+        assert np.linalg.norm(np.asarray(a, np.float64) - b) <= most * np.linalg.norm(b), jax.tree_util.keystr(path)
+
+
+@pytest.mark.parametrize(("dtype", "most"), [("float32", 2e-6), ("bfloat16", 2e-2)])
+@pytest.mark.parametrize(("experts", "chosen"), [(4, 2), (4, 4), (4, 1), (16, 3)])
+def test_sorted_tokens_give_what_all_experts_for_all_tokens_give(
+    experts: int, chosen: int, dtype: str, most: float
+) -> None:
+    x = jax.random.normal(jax.random.key(1), (3, 7, 6))
+    dense, grouped = (value_and_gradients(d, x, dtype, experts=experts, chosen=chosen) for d in ("dense", "grouped"))
+    if chosen > 1:  # the share of a single expert is 1: the router has no gradient
+        assert np.any(np.asarray(dense["params"]["router"], np.float32))
+    else:
+        assert not np.any(np.asarray(grouped["params"]["router"], np.float32))
+    check_alike(grouped, dense, most)
+
+
+@pytest.mark.parametrize("target", ["cpu", "cuda"])
+@pytest.mark.parametrize(
+    "shape", [(8, 6, 6), (6, 5, 6)]
+)  # 6 rows cannot be divided over the 4 devices that share the batch
+def test_devices_that_share_batch_and_hidden_width(target: str, shape: tuple[int, ...]) -> None:
+    """For CUDA each device routes its own tokens through its part of the hidden width."""
+    x = jax.random.normal(jax.random.key(1), shape)
+    expected = value_and_gradients("dense", x)
+    placed = make_layout(FSDPTensor(data=2, fsdp=2, tensor=2), jax.devices()[:8])
+    chosen = for_target(H200) if target == "cuda" else contextlib.nullcontext()
+    with layout(placed.sharding), chosen, recording() as choices:
+        found = value_and_gradients("grouped", x)
+    check_alike(found, expected, 2e-6)
+    assert {c.implementation for c in choices} == {"blocked"}
+    divided = target == "cuda" and shape[0] == 8
+    rows = math.prod(shape[:2]) * 2 // (4 if divided else 1)
+    assert choices[0].arrays[0] == f"float32[{rows},6]"
+    if target == "cuda" and not divided:
+        assert "'batch' of size 6 cannot be divided over 4 devices" in str(choices[0])
+
+
+def test_on_a_hopper_gpu_all_three_products_are_kernels() -> None:
+    graph, params = nnx.split(layer_of("grouped", width=64, mlp_width=128))
+    params = jax.tree.map(lambda p: jax.ShapeDtypeStruct(p.shape, jnp.bfloat16), params)
+    loss = lambda x, *leaves: jnp.sum(nnx.merge(graph, jax.tree.unflatten(tree, leaves))(x).astype(jnp.float32))
+    leaves, tree = jax.tree.flatten(params)
+    with recording() as choices:
+        text = lower_gradient_for_cuda(loss, jax.ShapeDtypeStruct((2, 32, 64), jnp.bfloat16), *leaves)
+    assert {c.implementation for c in choices} == {"mosaic"}
+    assert "mosaic_gpu_v2" in custom_calls(text)
 
 
 def test_mixtral_has_its_published_size() -> None:

@@ -4,7 +4,6 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -28,6 +27,7 @@ class Draw:
     scale: float = 1.0
 
     def __call__(self, seed: int) -> tuple[Any, ...]:
+        """The arguments."""
         rng = np.random.default_rng(seed)
         x = self.scale * rng.normal(size=(self.rows, self.width))
         x[sum(self.sizes) :] = np.nan

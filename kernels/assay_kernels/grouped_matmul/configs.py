@@ -29,8 +29,8 @@ class Product:
 
 @dataclasses.dataclass(frozen=True)
 class Outer:
-    """Of x^T dy. columns: of dy in a tile. warpgroups: each computes 64 of x's columns. stages: blocks of 64 rows in flight. together: tiles
-    along x's columns that share dy's in the L2 cache.
+    """Of x^T dy. columns: of dy in a tile. warpgroups: each computes 64 of x's columns. stages: blocks of 64 rows in flight.
+    together: tiles along x's columns that share dy's in the L2 cache.
     """
 
     columns: int
@@ -39,7 +39,7 @@ class Outer:
     together: int
 
     def __post_init__(self) -> None:
-        """Raise ValueError for fewer than 3 stages: a block that is masked waits for the copy of the next, and that for one that is used."""
+        """Raise ValueError for fewer than 3 stages: a block to be masked waits for the next copy, and that for a block that is used."""
         if self.stages < 3:
             raise ValueError(f"stages = {self.stages}: must be at least 3")
 

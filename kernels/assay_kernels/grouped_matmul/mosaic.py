@@ -163,8 +163,10 @@ def _product_kernel(
                 _free_the_last(free_S, lax.fori_loop(0, steps, block, step), steps, stages)
                 return acc[...]
 
-            result = pl.run_scoped(multiply, plgpu.ACC((BLOCK, config.columns))).astype(out_MN.dtype)
-            _store(result, out_MN, pl.multiple_of(first, ALIGNMENT), column, low, high, whole_WBN.at[wg], parts_WBN.at[wg])
+            result = pl.run_scoped(multiply, plgpu.WGMMAAccumulatorRef((BLOCK, config.columns))).astype(out_MN.dtype)
+            _store(
+                result, out_MN, pl.multiple_of(first, ALIGNMENT), column, low, high, whole_WBN.at[wg], parts_WBN.at[wg]
+            )
             return step + steps
 
         lax.fori_loop(0, mine, tile, jnp.int32(0))
@@ -196,9 +198,7 @@ def _store(
 
                 @pl.when(here != 0)
                 def _copy(done: Array = done, size: int = size) -> None:
-                    plgpu.copy_smem_to_gmem(
-                        parts_BN.at[pl.ds(done, size)], out_MN.at[pl.ds(row + done, size), columns]
-                    )
+                    plgpu.copy_smem_to_gmem(parts_BN.at[pl.ds(done, size)], out_MN.at[pl.ds(row + done, size), columns])
 
                 done = done + here
 
@@ -341,7 +341,7 @@ def _outer_kernel(
                 _free_the_last(free_S, lax.fori_loop(0, of[3], block, step), of[3], stages)
                 return acc[...]
 
-            result = pl.run_scoped(multiply, plgpu.ACC((BLOCK, config.columns))).astype(out_GKN.dtype)
+            result = pl.run_scoped(multiply, plgpu.WGMMAAccumulatorRef((BLOCK, config.columns))).astype(out_GKN.dtype)
             for c in range(0, config.columns, out_W2BN.shape[3]):
                 buffer = out_W2BN.at[wg, (c // out_W2BN.shape[3]) % 2]
                 plgpu.wait_smem_to_gmem(1 if c else 0, wait_read_only=True)

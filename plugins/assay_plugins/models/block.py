@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Int
 from assay.parallel.constrain import constrain
 from assay_plugins.models.attention import Attention, Cache
 from assay_plugins.models.layers import Initializer, Linear, Norm, dropout, gelu, make_norm, normal
-from assay_plugins.models.moe import Experts
+from assay_plugins.models.moe import Dispatch, Experts
 from assay_plugins.models.rope import Rotation
 
 Activation = Literal["gelu", "gelu_tanh", "swiglu"]
@@ -40,6 +40,7 @@ class BlockOptions:
     window: int | None = None
     experts: int | None = None
     experts_per_token: int = 2
+    expert_dispatch: Dispatch = "grouped"
 
     def has_bias(self, place: Place) -> bool:
         """Whether the maps, or LayerNorms, of that place have biases."""
@@ -141,6 +142,7 @@ def make_experts(options: BlockOptions, rngs: nnx.Rngs) -> Experts:
         mlp_width=o.mlp_width,
         experts=o.experts or 1,
         chosen=o.experts_per_token,
+        dispatch=o.expert_dispatch,
         init=o.init,
         out_init=o.residual_init,
         rngs=rngs,

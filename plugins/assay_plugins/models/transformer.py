@@ -17,6 +17,7 @@ from assay_plugins.models.block import STD, Activation, Biases, Block, BlockOpti
 from assay_plugins.models.checks import at_least, divides, fraction
 from assay_plugins.models.heads import kernel_of, logits_of
 from assay_plugins.models.layers import Embedding, Linear, Norm, dropout, dropout_key, make_norm, normal
+from assay_plugins.models.moe import Dispatch
 from assay_plugins.models.remat import Remat, rematerialised
 from assay_plugins.models.rope import Band, Rotation, rotation
 from assay_plugins.models.specs import tokens_of
@@ -42,6 +43,7 @@ class Transformer:
     biases: in every linear map but the head, and in LayerNorm; or a list of where: 'qkv' (queries, keys, values), 'out' (of the
         attention), 'mlp', 'norm' (LayerNorm).
     experts, experts_per_token: a mixture of experts in place of each feed-forward (see assay_plugins.models.moe); None for none.
+    expert_dispatch: 'dense' computes every expert for every token, 'grouped' the chosen ones, on tokens sorted by expert.
     dropout: rate after the embedding, in the attention weights and at the end of each branch, in training.
     context: number of learned positions; None for the dataset's row length.
     vocab_size: rows of the embedding and columns of the head; None for the dataset's vocabulary. More than that is padding.
@@ -69,6 +71,7 @@ class Transformer:
     biases: Biases = False
     experts: int | None = None
     experts_per_token: int = 2
+    expert_dispatch: Dispatch = "grouped"
     dropout: float = 0.0
     context: int | None = None
     vocab_size: int | None = None
@@ -132,6 +135,7 @@ class Transformer:
             dropout=self.dropout,
             experts=self.experts,
             experts_per_token=self.experts_per_token,
+            expert_dispatch=self.expert_dispatch,
         )
 
     def block_at(self, layer: int) -> BlockOptions:
