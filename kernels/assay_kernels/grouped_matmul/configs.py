@@ -114,3 +114,10 @@ def cores() -> int:
 def _stages(rows: int, buffers: int) -> int:
     """How many blocks of `rows` rows of 128 bytes fit into shared memory beside `buffers` bytes; at most 6."""
     return min(6, (SHARED_MEMORY - buffers) // (rows * 128))
+
+
+def temp_bound(rows: int, width: int, columns: int, groups: int, itemsize: int) -> int:
+    """Bytes of temporary memory of one product at most: tables of the tiles, and a copy of the rows where they are no multiple of 8."""
+    tables = 16 * (rows // ROWS + 4 * groups + 4) * (groups + 8)
+    copies = itemsize * (rows + ROWS) * (width + columns) if rows % 8 or rows < ROWS else 0
+    return tables + copies + (1 << 20)
