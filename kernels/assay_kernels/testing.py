@@ -71,10 +71,13 @@ def check(
     return found
 
 
-def outputs(
+def computation(
     op: Op, implementation: str, case: Case, arguments: Sequence[Any], seed: int = 0
-) -> tuple[list[Any], list[Any]]:
-    """(values, gradients of their sum with random cotangents) of a case, as numpy arrays in the order of jax.tree.leaves."""
+) -> tuple[Callable[..., tuple[Any, Any]], list[jax.Array]]:
+    """(a function of the arrays among the arguments, those arrays).
+
+    The function gives (values, gradients of their sum with random cotangents), without gradients where the case has none.
+    """
     dynamic = [i for i, x in enumerate(arguments) if isinstance(x, jax.Array)]
 
     def call(*arrays: Any) -> Any:
@@ -90,15 +93,24 @@ def outputs(
         cotangents = [rng.normal(size=v.shape) for v in floating]
         wide = [v.astype(jnp.promote_types(v.dtype, jnp.float32)) for v in floating]
         finite = [jnp.where(jnp.isfinite(v), v, 0) for v in wide]
-        return sum(
-            (jnp.sum(v * c.astype(v.dtype)) for v, c in zip(finite, cotangents, strict=True)), jnp.zeros(())
-        ), values
+        products = [jnp.sum(v * c.astype(v.dtype)) for v, c in zip(finite, cotangents, strict=True)]
+        return sum(products, jnp.zeros(())), values
 
-    arrays = [arguments[i] for i in dynamic]
-    if not case.differentiate:
-        return _numpy(jax.jit(call)(*arrays)), []
-    wanted = tuple(dynamic.index(i) for i in case.differentiate)
-    gradients, values = jax.jit(jax.grad(total, wanted, has_aux=True))(*arrays)
+    def both(*arrays: Any) -> tuple[Any, Any]:
+        if not case.differentiate:
+            return call(*arrays), ()
+        gradients, values = jax.grad(total, [dynamic.index(i) for i in case.differentiate], has_aux=True)(*arrays)
+        return values, gradients
+
+    return both, [arguments[i] for i in dynamic]
+
+
+def outputs(
+    op: Op, implementation: str, case: Case, arguments: Sequence[Any], seed: int = 0
+) -> tuple[list[Any], list[Any]]:
+    """(values, gradients) of `computation` as numpy arrays, in the order of jax.tree.leaves."""
+    function, arrays = computation(op, implementation, case, arguments, seed)
+    values, gradients = jax.jit(function)(*arrays)
     return _numpy(values), _numpy(gradients)
 
 
