@@ -59,8 +59,9 @@ class KernelKit(Kit):
     @check
     def test_equal_plugins_are_one_key(self) -> None:
         """Two of the same settings are equal and have one hash, so that jit's cache knows them again."""
-        assert self.plugin() == self.plugin(), "two of the same settings are not equal; a frozen dataclass is"
-        assert hash(self.plugin()) == hash(self.plugin()), "two of the same settings have different hashes"
+        one, other = self.plugin(), self.plugin()
+        assert one == other, "two of the same settings are not equal; a frozen dataclass is"
+        assert hash(one) == hash(other), "two of the same settings have different hashes"
 
     @check
     def test_a_refusal_says_why(self) -> None:
