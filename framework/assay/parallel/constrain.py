@@ -34,6 +34,11 @@ def parts(axis: str) -> int:
     return size // sharding.shard_shape((size,))[0]
 
 
+def active() -> _Resolve | None:
+    """From logical names of an array's dimensions to its sharding, as the active layout says; None without one."""
+    return _current.get()
+
+
 @contextlib.contextmanager
 def layout(resolve: _Resolve) -> Iterator[None]:
     """Make `resolve` the active layout. The core enters it inside each traced function, so that jit's cache sees one layout only."""
