@@ -68,7 +68,8 @@ class ChunkedAttention:
             )
 
         found = lax.map(lambda chunk: one(*chunk), (self.chunk * jnp.arange(chunks), parts))
-        return Attention(*(None if x is None else _joined(x, queries) for x in found))
+        lse = None if found.lse is None else _joined(found.lse, queries)
+        return Attention(_joined(found.out, queries), lse)
 
 
 def _divided(x: jax.Array, axis: int, chunks: int, size: int) -> jax.Array:
