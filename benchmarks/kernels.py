@@ -156,7 +156,12 @@ class Runner:
             rows[contender]["seconds"] = seconds
 
     def _chains(
-        self, shape: Shape, functions: Mapping[str, Any], programs: Mapping[str, Any], sets: Any, rows: Mapping[str, Row]
+        self,
+        shape: Shape,
+        functions: Mapping[str, Any],
+        programs: Mapping[str, Any],
+        sets: Any,
+        rows: Mapping[str, Row],
     ) -> dict[str, timing.Sampler]:
         """Compiles the chain of each contender, several at once, and runs it once."""
         chains: dict[str, tuple[Any, Any, int]] = {}
@@ -166,7 +171,11 @@ class Runner:
                 seconds = max(min(single() for _ in range(2)) - self.launch, self.ceilings.least_seconds(shape))
                 loops = timing.loops_for(seconds, len(sets))
                 moving, fixed = timing.divided(sets)
-                chains[contender] = timing.chain(functions[contender], loops).lower(moving, fixed), (moving, fixed), loops
+                chains[contender] = (
+                    timing.chain(functions[contender], loops).lower(moving, fixed),
+                    (moving, fixed),
+                    loops,
+                )
                 rows[contender] |= {"method": "chain", "calls": loops * len(sets), "argument_sets": len(sets)}
         samplers = {}
         with concurrent.futures.ThreadPoolExecutor(4) as pool:
@@ -209,7 +218,9 @@ class Runner:
         try:
             return function()
         except Exception as error:
-            self._fail(self._row(op, name, importlib.import_module(f"assay_kernels.{op}.bench").SHAPES[name], what), error)
+            self._fail(
+                self._row(op, name, importlib.import_module(f"assay_kernels.{op}.bench").SHAPES[name], what), error
+            )
 
     @contextlib.contextmanager
     def _failing(self, row: Row) -> Any:
@@ -269,7 +280,9 @@ def ratio(theirs: Sequence[float], ours: Sequence[float]) -> float:
     return statistics.median(a / b for a, b in zip(theirs, ours, strict=False))
 
 
-def claim(op: str, bar: Bar, shape: Shape, rows: Mapping[str, Row], device: Target, measured: bool) -> dict[str, Any] | None:
+def claim(
+    op: str, bar: Bar, shape: Shape, rows: Mapping[str, Row], device: Target, measured: bool
+) -> dict[str, Any] | None:
     """A bar as it stands: its value, and whether it is asked here and holds. None where it is about time that was not measured here."""
     memory = bar.unit == "x less memory"
     if not memory and not measured:
@@ -298,7 +311,11 @@ def line(claimed: Mapping[str, Any]) -> str:
     against = f" than {', '.join(bar.rivals)}" if bar.rivals and bar.unit == "x less memory" else ""
     against = against or (f" as fast as {', '.join(bar.rivals) or 'the best other'}" if bar.unit == "x" else "")
     unit = "x less temp memory" if bar.unit == "x less memory" else bar.unit
-    target = f"target >= {bar.at_least}" if claimed["asked"] else f"bar >= {bar.at_least} on an H200; not asked of this device"
+    target = (
+        f"target >= {bar.at_least}"
+        if claimed["asked"]
+        else f"bar >= {bar.at_least} on an H200; not asked of this device"
+    )
     shown = "no figure" if value is None else f"{value:.2f}"
     return f"result: {claimed['name']} {shown} {unit}{against}, {bar.contender} ({target})"
 

@@ -62,7 +62,15 @@ class Candidate:
 
 
 def tune(
-    op: str, implementation: str, name: str, shape: Shape, tunable: Tunable, *, rounds: int, deadline: float, report: Report
+    op: str,
+    implementation: str,
+    name: str,
+    shape: Shape,
+    tunable: Tunable,
+    *,
+    rounds: int,
+    deadline: float,
+    report: Report,
 ) -> Entry | None:
     """The entry of the best configuration for a shape, measured on the default device; None where there is none to be had.
 
@@ -100,7 +108,9 @@ def merge(path: Path, entry: Mapping[str, Any]) -> None:
         entries = json.loads(path.read_text(encoding="utf-8"))["entries"] if path.exists() else []
         kept = [e for e in entries if _identity(e) != _identity(entry)]
     except (ValueError, KeyError, TypeError) as problem:
-        raise ValueError(f"{path} is no table of configurations ({problem}); move it away, or write elsewhere") from None
+        raise ValueError(
+            f"{path} is no table of configurations ({problem}); move it away, or write elsewhere"
+        ) from None
     ordered = sorted([*kept, dict(entry)], key=_identity)
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".part", delete=False, encoding="utf-8") as file:
@@ -147,12 +157,12 @@ def _compare(results: Sequence[Any], first: Sequence[Any], config: Any) -> None:
         finite = np.isfinite(b)
         apart = np.linalg.norm(a[finite] - b[finite]) / (np.linalg.norm(b[finite]) + 1e-30)
         if not apart <= APART or not np.array_equal(np.isfinite(a), finite):
-            raise Disagreement(f"{config} computes something else than the first configuration (apart by {apart:.1e} in norm)")
+            raise Disagreement(
+                f"{config} computes something else than the first configuration (apart by {apart:.1e} in norm)"
+            )
 
 
-def _time(
-    shape: Shape, tunable: Tunable, candidates: list[Candidate], sets: Any, rounds: int, deadline: float
-) -> None:
+def _time(shape: Shape, tunable: Tunable, candidates: list[Candidate], sets: Any, rounds: int, deadline: float) -> None:
     """Fill in the seconds of those that are not far behind."""
     if not candidates:
         return
@@ -255,10 +265,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("implementation", nargs="?", help="all that can be tuned without")
     parser.add_argument("--shape", action="append", help="a shape of the op's bench module; all without")
     parser.add_argument(
-        "--out", type=Path, default=Path(__file__).parent / "data", metavar="DIR", help="default: the package's own data"
+        "--out",
+        type=Path,
+        default=Path(__file__).parent / "data",
+        metavar="DIR",
+        help="default: the package's own data",
     )
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=float("inf"), help="stop after about so many; shapes share them")
+    parser.add_argument(
+        "--seconds", type=float, default=float("inf"), help="stop after about so many; shapes share them"
+    )
     parser.add_argument("--dry-run", action="store_true", help="list shapes and the sizes of their spaces")
     args = parser.parse_args(arguments)
     bench = importlib.import_module(f"assay_kernels.{args.op}.bench")
@@ -272,7 +288,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     target = current_target()
     if target.platform != "cuda":
-        parser.error(f"tuning measures a GPU, and there is none: jax's default device is {target} (--dry-run needs none)")
+        parser.error(
+            f"tuning measures a GPU, and there is none: jax's default device is {target} (--dry-run needs none)"
+        )
     return tune_all(args.op, wanted, args.out, rounds=args.rounds, seconds=args.seconds)
 
 

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from assay_kernels.benching import Bar
 from assay_kernels.linear_cross_entropy.api import linear_cross_entropy
 
+
 @dataclasses.dataclass(frozen=True)
 class Shape:
     """tokens x width times width x classes. gradients: whether the loss alone is measured, or its gradients too."""

@@ -10,7 +10,9 @@ from compiling import compiled
 pytest.importorskip("jax_cuda13_plugin", reason="needs XLA's CUDA compiler: run `make sass`")
 
 
-@pytest.mark.parametrize(("name", "way"), [(n, w) for n, s in bench.SHAPES.items() for w in bench.contenders(s) if w != "naive"])
+@pytest.mark.parametrize(
+    ("name", "way"), [(n, w) for n, s in bench.SHAPES.items() for w in bench.contenders(s) if w != "naive"]
+)
 def test_linear_cross_entropy_is_what_was_chosen_and_keeps_to_its_memory(name: str, way: str, capfd) -> None:
     shape = bench.SHAPES[name]
     found = compiled(capfd, bench.contenders(shape)[way], *shape.abstract())
