@@ -1,14 +1,14 @@
 """GPT-2 124M on one GPU by the project's own model, objective, optimizer and training step, with jax, flax and optax alone.
 
-    python benchmarks/gpt2_gpu.py train --tokens train.bin --json gpt2_124m.json      # 64 steps of 524,288 tokens: losses, tokens a second
+    python benchmarks/gpt2_gpu.py train --tokens train.bin --json gpt2_124m.json    # 64 steps of 524,288 tokens: losses, throughput
     python benchmarks/gpt2_gpu.py memory          # what `assay plan` predicts of the step's memory, and what it takes
     python benchmarks/gpt2_gpu.py deterministic   # what experiment.deterministic costs, and whether it holds
     python benchmarks/gpt2_gpu.py compile         # from the start of a process to its first step, without compiled programs and with them
     python benchmarks/gpt2_gpu.py train --smoke   # tiny, on any machine: that it runs, not what it says
 
-The experiment is that of experiments/gpt2_124m.gin with 512 rows of 1,024 tokens in a batch and objective.next_token.fused_head. Configuration
-files, checkpoints, trackers and the data pipeline take no part: those need more packages. What runs is the program that the trainer runs
-(assay.plan.plan.jitted), one step a dispatch.
+The experiment is that of experiments/gpt2_124m.gin with 512 rows of 1,024 tokens in a batch and objective.next_token.fused_head.
+Configuration files, checkpoints, trackers and the data pipeline take no part: those need more packages. What runs is the program that the
+trainer runs (assay.plan.plan.jitted), one step a dispatch.
 
 Tokens: --tokens FILE, uint16 as nanoGPT's train.bin has them or an .npy of integers; without it the bytes of tinyshakespeare.txt in
 $ASSAY_DATA_DIR. Step i reads the rows that follow those of step i - 1, and the file again from its beginning. The losses are compared with
@@ -20,6 +20,7 @@ import contextlib
 import dataclasses
 import hashlib
 import importlib.metadata
+import itertools
 import json
 import os
 import statistics
@@ -33,9 +34,6 @@ from typing import Any
 
 import bare
 import numpy as np
-
-bare.without_jaxtyping()
-from assay import devices
 
 TARGET, BAR = 540_000, 489_700  # tokens a second on one H200
 LOSSES = Path(__file__).parent / "gpt2_124m_losses.json"
@@ -66,7 +64,11 @@ class Tokens:
     """A dataset of consecutive rows of tokens."""
 
     def __init__(self, path: Path, size: Size) -> None:
-        raw = np.load(path) if path.suffix == ".npy" else np.fromfile(path, np.uint16 if path.suffix == ".bin" else np.uint8)
+        raw = (
+            np.load(path)
+            if path.suffix == ".npy"
+            else np.fromfile(path, np.uint16 if path.suffix == ".bin" else np.uint8)
+        )
         if raw.ndim != 1 or len(raw) <= size.context or int(raw.max()) >= size.vocab:
             raise SystemExit(f"{path}: must be more than {size.context} token ids below {size.vocab}, in one dimension")
         self._tokens, self._size, self.path = raw.astype(np.int32), size, path
@@ -101,6 +103,14 @@ class Tokens:
         rows = [self[step * self._size.rows + i] for i in range(self._size.rows)]
         found = {k: np.stack([row[k] for row in rows])[None] for k in rows[0]}
         return found | {"mask": np.ones((1, self._size.rows), bool)}
+
+
+def configure(*, deterministic: bool = False) -> None:
+    """As the command line does before it starts jax."""
+    bare.without_jaxtyping()
+    from assay import devices
+
+    devices.configure(deterministic=deterministic)
 
 
 def experiment(size: Size, tokens: Tokens, fused: str | None) -> Any:
@@ -199,7 +209,10 @@ class Log:
     def __init__(self, stage: str, args: argparse.Namespace) -> None:
         self.path, self.good = args.json, True
         self.found: dict[str, Any] = {"complete": False, "stage": stage, "smoke": args.smoke, "results": []}
-        self.found |= {"date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "settings": dataclasses.asdict(args.size)}
+        self.found |= {
+            "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            "settings": dataclasses.asdict(args.size),
+        }
         self.write()
 
     def note(self, **facts: Any) -> None:
@@ -245,7 +258,7 @@ def train(args: argparse.Namespace) -> int:
     log = Log("gpt2_124m", args)
     if args.compiled:
         os.environ["JAX_COMPILATION_CACHE_DIR"] = str(args.compiled)
-    devices.configure()
+    configure()
     log.note(**about(), tokens={"file": args.tokens.name, "sha256": Tokens(args.tokens, args.size).fingerprint()})
     training = Training(args.size, Tokens(args.tokens, args.size), args.fused_head)
     log.note(kernels=training.choices, predicted_bytes=training.predicted())
@@ -257,7 +270,7 @@ def train(args: argparse.Namespace) -> int:
         if len(losses) % 8 == 0 or len(losses) == args.size.steps:
             print(f"step {len(losses)}  loss {loss:.4f}", flush=True)
             log.note(losses=losses)
-    seconds = [b - a for a, b in zip(times[WARM - 1 :], times[WARM:], strict=False)]
+    seconds = [b - a for a, b in itertools.pairwise(times[WARM - 1 :])]
     per_step = statistics.fmean(seconds)
     rate = args.size.rows * args.size.context / per_step
     log.note(step_seconds=seconds, tokens_per_second=rate, flops_per_step=training.plan.flops_per_step)
@@ -284,7 +297,12 @@ def _compare_losses(log: Log, args: argparse.Namespace) -> None:
         print(f"losses: {args.losses.name} is of other tokens or settings, nothing to compare with")
         return
     apart = max(abs(a - b) for a, b in zip(stored["losses"], log.found["losses"], strict=True))
-    log.result("gpt2_124m_losses", f"{apart:.2e} nats, the largest of {len(stored['losses'])}", f"target <= {LOSS_TARGET}", apart <= LOSS_TARGET)
+    log.result(
+        "gpt2_124m_losses",
+        f"{apart:.2e} nats, the largest of {len(stored['losses'])}",
+        f"target <= {LOSS_TARGET}",
+        apart <= LOSS_TARGET,
+    )
 
 
 def memory(args: argparse.Namespace) -> int:
@@ -295,10 +313,14 @@ def memory(args: argparse.Namespace) -> int:
         for fused in FUSED if args.both else FUSED[:1]:
             child(args, folder, fused_head=fused, steps=0)  # compiling tries algorithms out, which takes memory as well
             found = child(args, folder, fused_head=fused, steps=3)
-            rows.append({"fused_head": fused, **{k: found[k] for k in ("predicted_bytes", "measured_bytes", "limit_bytes")}})
+            rows.append(
+                {"fused_head": fused, **{k: found[k] for k in ("predicted_bytes", "measured_bytes", "limit_bytes")}}
+            )
             log.note(rows=rows, **found["about"])
             predicted, measured = found["predicted_bytes"], found["measured_bytes"]
-            shown = "not measured on this device" if measured is None else f"{predicted / measured:.3f} x the measured peak"
+            shown = (
+                "not measured on this device" if measured is None else f"{predicted / measured:.3f} x the measured peak"
+            )
             log.result(f"memory_prediction_{fused}", f"{shown}, {predicted / 2**30:.3f} GiB predicted", "no target")
     return log.end()
 
@@ -350,7 +372,9 @@ def compiled(args: argparse.Namespace) -> int:
     ratio = statistics.median(r["warm_seconds"] / r["cold_seconds"] for r in rows)
     log.result("compile_warm_gpt2", f"{ratio:.3f} of a cold start", "no target")
     same = all(r["losses"][0] == r["losses"][1] for r in rows)
-    log.result("compile_same_loss_gpt2", f"{'the same' if same else 'other'} bits from a kept program", "target the same", same)
+    log.result(
+        "compile_same_loss_gpt2", f"{'the same' if same else 'other'} bits from a kept program", "target the same", same
+    )
     return log.end()
 
 
@@ -381,9 +405,14 @@ def child(
 
 def work(args: argparse.Namespace) -> int:
     """What a child does."""
-    devices.configure(deterministic=args.deterministic)
+    configure(deterministic=args.deterministic)
     training = Training(args.size, Tokens(args.tokens, args.size), args.fused_head)
-    found: dict[str, Any] = {"predicted_bytes": training.predicted(), "about": about(), "losses": [], "first_step": None}
+    found: dict[str, Any] = {
+        "predicted_bytes": training.predicted(),
+        "about": about(),
+        "losses": [],
+        "first_step": None,
+    }
     times: list[float] = []
     if args.steps:
         training.draw()
@@ -397,7 +426,7 @@ def work(args: argparse.Namespace) -> int:
 
     stats: Mapping[str, int] = jax.devices()[0].memory_stats() or {}
     found["measured_bytes"], found["limit_bytes"] = stats.get("peak_bytes_in_use"), stats.get("bytes_limit")
-    found["step_seconds"] = [b - a for a, b in zip(times[1:], times[2:], strict=False)]
+    found["step_seconds"] = [b - a for a, b in itertools.pairwise(times[1:])]
     found["digests"] = digests(training.state) if args.steps else {}
     print(SAID + json.dumps(found))
     return 0
@@ -414,10 +443,14 @@ def main() -> int:
     parser.add_argument("--steps", type=int, help="of train (default 64), of deterministic (default 8)")
     parser.add_argument("--rounds", type=int, default=2, help="of deterministic and compile")
     parser.add_argument("--both", action="store_true", help="memory without the fused head too")
-    parser.add_argument("--compiled", type=Path, help="folder of compiled programs, for train, memory and deterministic")
+    parser.add_argument(
+        "--compiled", type=Path, help="folder of compiled programs, for train, memory and deterministic"
+    )
     parser.add_argument("--losses", type=Path, default=LOSSES, help="stored losses to compare with")
     parser.add_argument("--json", type=Path, help="where to write all figures; written anew whenever there are more")
-    parser.add_argument("--smoke", action="store_true", help="a tiny model and few steps: that it runs, not what it says")
+    parser.add_argument(
+        "--smoke", action="store_true", help="a tiny model and few steps: that it runs, not what it says"
+    )
     parser.add_argument("--deterministic", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
     args.fused_head = None if args.fused_head == "None" else args.fused_head
@@ -430,7 +463,9 @@ def main() -> int:
         parser.error(f"--steps must be more than {WARM}")
     args.tokens = args.tokens or Path(os.environ.get("ASSAY_DATA_DIR", ".")) / "tinyshakespeare.txt"
     if not args.tokens.exists():
-        parser.error(f"{args.tokens} is not there: give --tokens FILE, or set ASSAY_DATA_DIR to a folder with tinyshakespeare.txt")
+        parser.error(
+            f"{args.tokens} is not there: give --tokens FILE, or set ASSAY_DATA_DIR to a folder with tinyshakespeare.txt"
+        )
     if args.micro_batch:
         if args.size.rows % args.micro_batch:
             parser.error(f"--micro-batch must divide {args.size.rows}")

@@ -10,8 +10,8 @@ Each op's `bench` module (see assay_kernels.benching) says what is run. Memory i
 that of one call. Medians over the rounds, with their extremes; a ratio is the median of the rounds' ratios. "of ceiling" is the least time
 that operations and bytes allow over the time taken.
 
-A bar is asked of an H200 (those on memory of every device); on another device it is printed for comparison. Exit status: 0 when all that was
-asked holds and no contender failed.
+A bar is asked of an H200 (those on memory of every device); on another device it is printed for comparison. Exit status: 0 when all that
+was asked holds and no contender failed. An unfinished --json file of the same versions and settings is gone on with.
 """
 
 import argparse
@@ -193,7 +193,7 @@ class Runner:
         rows: Mapping[str, Row],
     ) -> dict[str, timing.Sampler]:
         """Compiles the chain of each contender, several at once, and runs it once."""
-        chains: dict[str, tuple[Any, Any, int]] = {}
+        chains: dict[str, tuple[Any, tuple[Any, Any], int]] = {}
         for contender, program in programs.items():
             with self._failing(rows[contender]):
                 self._compare(contender, program(*sets[0]), rows)
@@ -279,7 +279,9 @@ class Runner:
 def _apart(found: Sequence[jax.Array], others: Sequence[jax.Array]) -> jax.Array:
     """The largest relative difference in norm of two lists of arrays."""
     wide = [(a.astype(jnp.float32), b.astype(jnp.float32)) for a, b in zip(found, others, strict=True)]
-    return jnp.max(jnp.stack([jnp.linalg.norm((a - b).reshape(-1)) / (jnp.linalg.norm(b.reshape(-1)) + 1e-30) for a, b in wide]))
+    return jnp.max(
+        jnp.stack([jnp.linalg.norm((a - b).reshape(-1)) / (jnp.linalg.norm(b.reshape(-1)) + 1e-30) for a, b in wide])
+    )
 
 
 def torch_sees_a_gpu() -> bool:
@@ -299,7 +301,11 @@ def report(op: str, name: str, shape: Shape, rows: Mapping[str, Row], ceilings: 
             print(f"  {contender:20s} FAILED {row['error'].splitlines()[0][:160]}")
             continue
         memory = f"{row['temp_bytes'] / 2**20:9.1f} MiB" if "temp_bytes" in row else " " * 13
-        apart = f"  APART by {row['apart']:.1e} from {row['apart_from']}" if not row.get("apart", 0.0) <= APART else ""
+        apart = (
+            f"  APART by {row['apart']:.1e} from {row['apart_from']}"
+            if not float(row.get("apart", 0.0)) <= APART
+            else ""
+        )
         print(f"  {contender:20s} {memory}  {_timing(row, shape, rows, ceilings)}".rstrip() + apart)
     sys.stdout.flush()
 
@@ -335,8 +341,13 @@ def claim(
     memory = bar.unit == "x less memory"
     if not memory and not measured:
         return None
-    found = {"bar": dataclasses.asdict(bar), "asked": memory or device.device_kind == ASKED, "value": None}
-    found["name"] = f"{op}_{bar.shape}_{'memory' if memory else bar.contender}"
+    found: dict[str, Any] = {
+        "bar": dataclasses.asdict(bar),
+        "asked": memory or device.device_kind == ASKED,
+        "value": None,
+    }
+    what = {"x less memory": "memory", "x": f"{bar.contender}_ratio"}.get(bar.unit, bar.contender)
+    found["name"] = f"{op}_{bar.shape}_{what}"
     row = rows.get(bar.contender, {})
     field = "temp_bytes" if memory else "seconds"
     rivals = [rows[k] for k in bar.rivals or rows if k != bar.contender and rows.get(k, {}).get(field)]
@@ -377,7 +388,9 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--json", type=Path, help="where to write all figures; written anew whenever there is one more")
     parser.add_argument("--memory-only", action="store_true", help="compile, and time nothing")
-    parser.add_argument("--smoke", action="store_true", help="the least shape of each op, one round: that it runs, not what it says")
+    parser.add_argument(
+        "--smoke", action="store_true", help="the least shape of each op, one round: that it runs, not what it says"
+    )
     parser.add_argument("--list", action="store_true", help="print the ops and their shapes")
     args = parser.parse_args()
     if unknown := set(args.op) - set(ops):
@@ -419,7 +432,9 @@ def run_shape(runner: Runner, op: str, bench: ModuleType, name: str) -> None:
     runner.measure(op, bench, name)
     rows = log.rows(op, name)
     report(op, name, shape, rows, runner.ceilings)
-    found = [claim(op, bar, shape, rows, current_target(), runner.times(shape)) for bar in bench.BARS if bar.shape == name]
+    found = [
+        claim(op, bar, shape, rows, current_target(), runner.times(shape)) for bar in bench.BARS if bar.shape == name
+    ]
     claims = [one for one in found if one is not None]
     log.found["claims"] += claims
     log.found["results"] += [line(one) for one in claims]

@@ -2,9 +2,9 @@
 
     JAX_PLATFORMS=cuda,cpu python -m pytest --noconftest -c /dev/null --rootdir . -s tests/kernels/gpu        # PYTHONPATH=kernels
 
-Needs jax with CUDA, numpy and pytest; skips where there is no GPU, as in the suite, whose conftest asks for the CPU. Cases are the mappings
-CASES and LARGE of the op's `cases` module. $ASSAY_T2_REPORT names a file for the errors found, as JSON. With ASSAY_T2_SMOKE=1 any device will
-do, and an op's first case: that it runs, not what it says.
+Needs jax with CUDA, numpy and pytest; skips where there is no GPU, as in the suite, whose conftest asks for the CPU. Cases are the
+mappings CASES and LARGE of the op's `cases` module. $ASSAY_T2_REPORT names a file for the errors found, as JSON. With ASSAY_T2_SMOKE=1 any
+device will do, and an op's first case: that it runs, not what it says.
 """
 
 import concurrent.futures
@@ -35,7 +35,13 @@ if jax.default_backend() != "gpu" and not SMOKE:
 
 REPORT = os.environ.get("ASSAY_T2_REPORT")
 THREADS = 6  # compiling is most of the time
-_report: dict[str, Any] = {"complete": False, "smoke": SMOKE, "target": str(current_target()), "jax": jax.__version__, "rows": []}
+_report: dict[str, Any] = {
+    "complete": False,
+    "smoke": SMOKE,
+    "target": str(current_target()),
+    "jax": jax.__version__,
+    "rows": [],
+}
 _writing = threading.Lock()
 
 
@@ -65,7 +71,7 @@ def random(*shape: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
 
 
-# jnp's function, numpy's, and their arguments. Every operation compiled by itself, as in jax-ml/jax#40633: some GPUs then give wrong results.
+# jnp's function, numpy's, and their arguments. Compiled one by one some GPUs give wrong results (jax-ml/jax#40633).
 OPERATIONS: Mapping[str, tuple[Callable[..., Any], Callable[..., Any], tuple[Any, ...]]] = {
     "sqrt": (jnp.sqrt, np.sqrt, (np.float32(512.0),)),
     "add": (lambda x: x + 1, lambda x: x + 1, (np.ones(4, np.float32),)),
