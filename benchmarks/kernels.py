@@ -10,8 +10,8 @@ Each op's `bench` module (see assay_kernels.benching) says what is run. Memory i
 that of one call. Medians over the rounds, with their extremes; a ratio is the median of the rounds' ratios. "of ceiling" is the least time
 that operations and bytes allow over the time taken.
 
-A bar is asked of an H200 (those on memory of every device); on another device it is printed for comparison. Exit status: 0 when all that was
-asked holds and no contender failed.
+A bar is asked of an H200 (those on memory of every device); on another device it is printed for comparison. Exit status: 0 when all that
+was asked holds and no contender failed. An unfinished --json file of the same versions and settings is gone on with.
 """
 
 import argparse
@@ -32,30 +32,52 @@ from typing import Any
 
 os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.7")  # torch needs some of a GPU's memory too
 import jax
+import jax.numpy as jnp
 
 from assay_kernels import Target, current_target, recording, timing
 from assay_kernels.benching import Bar, Shape, benched
 
 ASKED = "NVIDIA H200"  # what the bars are meant for
+APART = 2e-2  # contenders' results that differ more than that, relative in norm, are pointed out; quantised ones may
 VERSIONS = ("jax", "jaxlib", "jax-cuda13-plugin", "jax-cuda12-plugin", "nvidia-cudnn-cu13", "nvidia-cublas", "torch")
 Row = dict[str, Any]
 
 
 class Log:
-    """What is measured, as JSON; written again whenever something is added. path: None for nowhere."""
+    """What is measured, as JSON; written again whenever something is added. path: None for nowhere.
 
-    def __init__(self, path: Path | None, device: Target) -> None:
+    A file that an earlier run left unfinished, with the same versions and settings, is gone on with: `done` shapes are not run again.
+    """
+
+    def __init__(self, path: Path | None, device: Target, settings: Mapping[str, Any]) -> None:
         self.path = path
         self.found: dict[str, Any] = {
             "complete": False,
+            **settings,
             "device": device.device_kind,
             "target": str(device),
             "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             "versions": versions(),
             "ceilings": {},
+            "done": [],
             "rows": [],
             "claims": [],
+            "results": [],
         }
+        if path and path.exists():
+            self._go_on(json.loads(path.read_text(encoding="utf-8")), settings)
+
+    def _go_on(self, earlier: dict[str, Any], settings: Mapping[str, Any]) -> None:
+        same = all(earlier[key] == self.found[key] for key in ("device", "versions", *settings))
+        if same and not earlier["complete"]:
+            done = earlier["done"]
+            self.found |= {key: earlier[key] for key in ("done", "claims", "results")}
+            self.found["rows"] = [row for row in earlier["rows"] if f"{row['op']} {row['shape']}" in done]
+            print(f"going on with {self.path}, which has {len(done)} shapes")
+
+    def is_done(self, op: str, shape: str) -> bool:
+        """Whether an earlier run measured it."""
+        return f"{op} {shape}" in self.found["done"]
 
     def write(self) -> None:
         """Replace the file."""
@@ -115,6 +137,7 @@ class Runner:
     def measure(self, op: str, bench: ModuleType, name: str) -> None:
         """All contenders on one shape."""
         shape: Shape = bench.SHAPES[name]
+        self._first: dict[Any, tuple[str, Any]] = {}
         functions = self._tried(op, name, "contenders", lambda: bench.contenders(shape)) or {}
         programs: dict[str, Any] = {}
         for contender, function in functions.items():
@@ -127,9 +150,14 @@ class Runner:
                 row["choices"] = [choice.as_json() for choice in choices]
                 row["temp_bytes"] = programs[contender].memory_analysis().temp_size_in_bytes
             self.log.write()
-        if not self.memory_only and ("gpu" if self.on_gpu else "cpu") in shape.on:
+        if self.times(shape):
             self._time(op, bench, name, {k: functions[k] for k in programs}, programs)
+        self._first = {}
         self.log.write()
+
+    def times(self, shape: Shape) -> bool:
+        """Whether it is run here, not only compiled."""
+        return not self.memory_only and ("gpu" if self.on_gpu else "cpu") in shape.on
 
     def _time(self, op: str, bench: ModuleType, name: str, functions: Mapping[str, Any], programs: Any) -> None:
         shape: Shape = bench.SHAPES[name]
@@ -141,6 +169,7 @@ class Runner:
         if not self.on_gpu:
             for contender, program in programs.items():
                 with self._failing(rows[contender]):
+                    self._compare(contender, program(*arguments), rows)
                     samplers[contender] = timing.call_sampler(program, arguments)
                     rows[contender] |= {"method": "call", "calls": 1}
         else:
@@ -164,9 +193,10 @@ class Runner:
         rows: Mapping[str, Row],
     ) -> dict[str, timing.Sampler]:
         """Compiles the chain of each contender, several at once, and runs it once."""
-        chains: dict[str, tuple[Any, Any, int]] = {}
+        chains: dict[str, tuple[Any, tuple[Any, Any], int]] = {}
         for contender, program in programs.items():
             with self._failing(rows[contender]):
+                self._compare(contender, program(*sets[0]), rows)
                 single = timing.call_sampler(program, sets[0])
                 seconds = max(min(single() for _ in range(2)) - self.launch, self.ceilings.least_seconds(shape))
                 loops = timing.loops_for(seconds, len(sets))
@@ -185,6 +215,16 @@ class Runner:
                     _, state, loops = chains[contender]
                     samplers[contender] = timing.chained_sampler(program.result(), *state, loops)
         return samplers
+
+    def _compare(self, contender: str, results: Any, rows: Mapping[str, Row]) -> None:
+        """Note how far the results are from those of the first contender with results of the same shapes."""
+        leaves = [x for x in jax.tree.leaves(results) if x.size]
+        shapes = tuple(x.shape for x in leaves)
+        if shapes in self._first:
+            first, theirs = self._first[shapes]
+            rows[contender] |= {"apart": float(_apart(leaves, theirs)), "apart_from": first}
+        else:
+            self._first[shapes] = contender, leaves
 
     def _of_torch(self, op: str, bench: ModuleType, name: str, sets: Any) -> dict[str, timing.Sampler]:
         """The contenders in torch, where it is installed and sees a GPU."""
@@ -235,6 +275,15 @@ class Runner:
         self.log.write()
 
 
+@jax.jit
+def _apart(found: Sequence[jax.Array], others: Sequence[jax.Array]) -> jax.Array:
+    """The largest relative difference in norm of two lists of arrays."""
+    wide = [(a.astype(jnp.float32), b.astype(jnp.float32)) for a, b in zip(found, others, strict=True)]
+    return jnp.max(
+        jnp.stack([jnp.linalg.norm((a - b).reshape(-1)) / (jnp.linalg.norm(b.reshape(-1)) + 1e-30) for a, b in wide])
+    )
+
+
 def torch_sees_a_gpu() -> bool:
     """Whether torch is installed and has CUDA."""
     try:
@@ -252,7 +301,12 @@ def report(op: str, name: str, shape: Shape, rows: Mapping[str, Row], ceilings: 
             print(f"  {contender:20s} FAILED {row['error'].splitlines()[0][:160]}")
             continue
         memory = f"{row['temp_bytes'] / 2**20:9.1f} MiB" if "temp_bytes" in row else " " * 13
-        print(f"  {contender:20s} {memory}  {_timing(row, shape, rows, ceilings)}".rstrip())
+        apart = (
+            f"  APART by {row['apart']:.1e} from {row['apart_from']}"
+            if not float(row.get("apart", 0.0)) <= APART
+            else ""
+        )
+        print(f"  {contender:20s} {memory}  {_timing(row, shape, rows, ceilings)}".rstrip() + apart)
     sys.stdout.flush()
 
 
@@ -287,8 +341,13 @@ def claim(
     memory = bar.unit == "x less memory"
     if not memory and not measured:
         return None
-    found = {"bar": dataclasses.asdict(bar), "asked": memory or device.device_kind == ASKED, "value": None}
-    found["name"] = f"{op}_{bar.shape}_{'memory' if memory else bar.contender}"
+    found: dict[str, Any] = {
+        "bar": dataclasses.asdict(bar),
+        "asked": memory or device.device_kind == ASKED,
+        "value": None,
+    }
+    what = {"x less memory": "memory", "x": f"{bar.contender}_ratio"}.get(bar.unit, bar.contender)
+    found["name"] = f"{op}_{bar.shape}_{what}"
     row = rows.get(bar.contender, {})
     field = "temp_bytes" if memory else "seconds"
     rivals = [rows[k] for k in bar.rivals or rows if k != bar.contender and rows.get(k, {}).get(field)]
@@ -329,6 +388,9 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--json", type=Path, help="where to write all figures; written anew whenever there is one more")
     parser.add_argument("--memory-only", action="store_true", help="compile, and time nothing")
+    parser.add_argument(
+        "--smoke", action="store_true", help="the least shape of each op, one round: that it runs, not what it says"
+    )
     parser.add_argument("--list", action="store_true", help="print the ops and their shapes")
     args = parser.parse_args()
     if unknown := set(args.op) - set(ops):
@@ -340,29 +402,46 @@ def main() -> int:
     if args.list:
         print("\n".join(f"{op}: {' '.join(bench.SHAPES)}" for op, bench in benches.items()))
         return 0
-    log = Log(args.json, current_target())
+    rounds = 1 if args.smoke else args.rounds
+    log = Log(args.json, current_target(), {"smoke": args.smoke, "memory_only": args.memory_only, "rounds": rounds})
     print(f"device: {current_target()}; {', '.join(f'{k} {v}' for k, v in log.found['versions'].items())}", flush=True)
-    runner = Runner(log, args.rounds, args.memory_only)
-    good = True
+    runner = Runner(log, rounds, args.memory_only)
     for op, bench in benches.items():
-        for name, shape in bench.SHAPES.items():
-            if args.shape and name not in args.shape:
-                continue
-            runner.measure(op, bench, name)
-            rows = log.rows(op, name)
-            report(op, name, shape, rows, runner.ceilings)
-            good &= not any("error" in row for row in rows.values())
-            timed = not args.memory_only and ("gpu" if runner.on_gpu else "cpu") in shape.on
-            found = [claim(op, bar, shape, rows, current_target(), timed) for bar in bench.BARS if bar.shape == name]
-            claims = [c for c in found if c is not None]
-            for one in claims:
-                print(line(one), flush=True)
-            log.found["claims"] += claims
-            good &= all(c["holds"] for c in claims if c["asked"])
-            log.write()
+        for name in [least(bench)] if args.smoke else args.shape or bench.SHAPES:
+            if name in bench.SHAPES and not log.is_done(op, name):
+                run_shape(runner, op, bench, name)
     log.found["complete"] = True
     log.write()
-    return 0 if good else 1
+    failed = any("error" in row for row in log.found["rows"])
+    missed = any(one["asked"] and not one["holds"] for one in log.found["claims"])
+    return 1 if failed or missed else 0
+
+
+def least(bench: ModuleType) -> str:
+    """The shape with the least work, of those that run on a CPU where there are any."""
+    work = lambda name: (
+        "cpu" not in bench.SHAPES[name].on,
+        max(bench.SHAPES[name].flops / 100, bench.SHAPES[name].bytes),
+    )
+    return min(bench.SHAPES, key=work)
+
+
+def run_shape(runner: Runner, op: str, bench: ModuleType, name: str) -> None:
+    """Measure a shape, print its table and what it claims, and note that it is done."""
+    shape, log = bench.SHAPES[name], runner.log
+    runner.measure(op, bench, name)
+    rows = log.rows(op, name)
+    report(op, name, shape, rows, runner.ceilings)
+    found = [
+        claim(op, bar, shape, rows, current_target(), runner.times(shape)) for bar in bench.BARS if bar.shape == name
+    ]
+    claims = [one for one in found if one is not None]
+    log.found["claims"] += claims
+    log.found["results"] += [line(one) for one in claims]
+    log.found["done"].append(f"{op} {name}")
+    for one in claims:
+        print(line(one), flush=True)
+    log.write()
 
 
 if __name__ == "__main__":

@@ -63,8 +63,13 @@ class Tunable:
 
 
 def benched() -> list[str]:
-    """The ops that have a `bench` module: subpackages of assay_kernels."""
+    """The ops that have a `bench` module."""
+    return ops_with("bench")
+
+
+def ops_with(module: str) -> list[str]:
+    """The subpackages of assay_kernels that have such a module."""
     import assay_kernels
 
-    packages = [module.name for module in pkgutil.iter_modules(assay_kernels.__path__) if module.ispkg]
-    return [name for name in packages if importlib.util.find_spec(f"assay_kernels.{name}.bench") is not None]
+    packages = [found.name for found in pkgutil.iter_modules(assay_kernels.__path__) if found.ispkg]
+    return [name for name in packages if importlib.util.find_spec(f"assay_kernels.{name}.{module}") is not None]

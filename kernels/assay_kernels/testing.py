@@ -2,6 +2,7 @@
 
     check(OP, "mine", CASES["causal"])                      # on the device that there is
     check(OP, "mosaic", CASES["causal"], interpret=True)    # a Mosaic kernel, on any machine
+    examine(OP, "mine", CASES["causal"])                    # check, the same bits in ten runs, and that the program holds the kernel
 
 The specification (the op's `reference`) is evaluated in float64 from the same rounded inputs. An implementation may be off by twice what
 the specification itself is off in the inputs' dtype, three times for gradients, and by no more than the case's ceiling.
@@ -17,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from assay_kernels.op import Op
+from assay_kernels.record import audit, disagreements, recording
 from assay_kernels.target import H200, for_target
 
 VALUE_FACTOR, GRADIENT_FACTOR = 2.0, 3.0
@@ -68,6 +70,26 @@ def check(
         "gradient", found.own_gradients, found.naive_gradients, GRADIENT_FACTOR, GRADIENT_FACTOR * ceiling
     )
     assert not worse, f"{op.name}.{implementation}: " + "; ".join(worse)
+    return found
+
+
+def examine(op: Op, implementation: str, case: Case, *, runs: int = 10, seed: int = 0) -> Errors:
+    """`check` on the device that there is; besides, the compiled program must hold just the implementation, and all runs the same bits.
+
+    Raises AssertionError.
+    """
+    found = check(op, implementation, case, seed=seed)
+    name = f"{op.name}.{implementation}"
+    function, arrays = computation(op, implementation, case, case.draw(seed), seed)
+    with recording() as choices:
+        program = jax.jit(function).lower(*arrays).compile()
+    wrong = disagreements(choices, audit(program))
+    assert not wrong, f"{name}: {'; '.join(wrong)}"
+    first = _bits(program(*arrays))
+    for run in range(1, runs):
+        other = _bits(program(*arrays))
+        apart = [i for i, (a, b) in enumerate(zip(first, other, strict=True)) if a != b]
+        assert not apart, f"{name}: run {run} gave other bits than the first in outputs and gradients {apart}"
     return found
 
 
@@ -141,6 +163,10 @@ def device(interpret: bool, races: bool = False) -> Iterator[None]:
 def is_floating(x: Any) -> bool:
     """Whether it is an array of floating point numbers."""
     return hasattr(x, "dtype") and jnp.issubdtype(x.dtype, jnp.floating)
+
+
+def _bits(tree: Any) -> list[bytes]:
+    return [np.asarray(x).tobytes() for x in jax.tree.leaves(tree)]
 
 
 def _numpy(tree: Any) -> list[Any]:

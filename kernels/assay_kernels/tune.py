@@ -4,10 +4,10 @@
     python -m assay_kernels.tune attention mosaic --shape causal_4k --seconds 60
     python -m assay_kernels.tune attention --dry-run                   # shapes and the sizes of their spaces; needs no GPU
 
-A configuration that does not compile, needs more shared memory than there is or spills registers is left out before anything is timed. The
-others are timed side by side (see assay_kernels.timing); after the first round those that are far behind are dropped. A shape whose
-configurations do not all compute the same is an error and is not written. DIR/<device>.json is replaced after each shape, as a whole; entries
-of other ops, implementations and shapes stay.
+A configuration that does not compile, needs more shared memory than there is or spills registers is left out before anything is timed.
+The others are timed side by side (see assay_kernels.timing); after the first round those that are far behind are dropped. A shape whose
+configurations do not all compute the same is an error and is not written. DIR/<device>.json is replaced after each shape, as a whole;
+entries of other ops, implementations and shapes stay.
 """
 
 import argparse

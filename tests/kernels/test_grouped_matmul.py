@@ -15,7 +15,14 @@ from assay_kernels.grouped_matmul import OP, Options, configs, grouped_matmul, s
 from assay_kernels.grouped_matmul import mosaic as kernels
 from assay_kernels.grouped_matmul.cases import CASES, OTHER_CASES, case
 
-EVERYWHERE = ("boundaries inside blocks", "poison after the groups", "all groups empty", "one row", "float16", *OTHER_CASES)
+EVERYWHERE = (
+    "boundaries inside blocks",
+    "poison after the groups",
+    "all groups empty",
+    "one row",
+    "float16",
+    *OTHER_CASES,
+)
 INTERPRETED = ("boundaries inside blocks", "transposed", "poison after the groups", "result in float32")
 SIZES = (3, 0, 5, 1)
 

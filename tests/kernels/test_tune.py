@@ -147,9 +147,9 @@ def fake(monkeypatch) -> None:
 
 
 def test_without_a_gpu_there_is_one_clear_error(fake, tmp_path, capsys) -> None:
-    with pytest.raises(SystemExit) as exit:
+    with pytest.raises(SystemExit) as left:
         tune.main(["fake", "--out", str(tmp_path)])
-    assert exit.value.code == 2
+    assert left.value.code == 2
     assert "tuning measures a GPU, and there is none: jax's default device is cpu" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
 

@@ -75,9 +75,7 @@ def _outer(a: jax.Array, b: jax.Array, starts: jax.Array, ends: jax.Array) -> ja
 
         def block(i: jax.Array, total: jax.Array) -> jax.Array:
             first = start + i * size
-            own = [
-                jnp.where(_within(first, size, end), lax.dynamic_slice_in_dim(v, first, size), 0) for v in padded
-            ]
+            own = [jnp.where(_within(first, size, end), lax.dynamic_slice_in_dim(v, first, size), 0) for v in padded]
             return total + lax.dot_general(*own, (((0,), (0,)), ((), ())), preferred_element_type=total.dtype)
 
         zeros = jnp.zeros((a.shape[1], b.shape[1]), accumulated(a.dtype))

@@ -164,7 +164,9 @@ def _product_kernel(
                 return acc[...]
 
             result = pl.run_scoped(multiply, plgpu.ACC((BLOCK, config.columns))).astype(out_MN.dtype)
-            _store(result, out_MN, pl.multiple_of(first, ALIGNMENT), column, low, high, whole_WBN.at[wg], parts_WBN.at[wg])
+            _store(
+                result, out_MN, pl.multiple_of(first, ALIGNMENT), column, low, high, whole_WBN.at[wg], parts_WBN.at[wg]
+            )
             return step + steps
 
         lax.fori_loop(0, mine, tile, jnp.int32(0))
@@ -196,9 +198,7 @@ def _store(
 
                 @pl.when(here != 0)
                 def _copy(done: Array = done, size: int = size) -> None:
-                    plgpu.copy_smem_to_gmem(
-                        parts_BN.at[pl.ds(done, size)], out_MN.at[pl.ds(row + done, size), columns]
-                    )
+                    plgpu.copy_smem_to_gmem(parts_BN.at[pl.ds(done, size)], out_MN.at[pl.ds(row + done, size), columns])
 
                 done = done + here
 

@@ -1,4 +1,4 @@
-"""What every implementation of linear_cross_entropy must get right, for assay_kernels.testing. Those named "large" are for a GPU."""
+"""What every implementation of linear_cross_entropy must get right, for assay_kernels.testing; LARGE is for a GPU."""
 
 import functools
 from collections.abc import Mapping
@@ -66,9 +66,10 @@ CASES: Mapping[str, Case] = {
     "all ignored": _case(ignored=1.1),
     "an ignored class": _case(ignore_index=3),
     "logits of 1e4": _case(ceiling=1e-2, scale=1e4, poisoned=False),
-    "large": _case(tokens=2111, width=128, columns=70001),
-    "large, bf16, weights": _case(
-        tokens=4096, width=256, columns=50304, classes=50257, dtype="bfloat16", weights="kept"
-    ),
-    "large, bf16, every option": _case(tokens=3001, width=96, columns=65539, dtype="bfloat16", **ALL),
+}
+
+LARGE: Mapping[str, Case] = {
+    "several chunks": _case(tokens=2111, width=128, columns=70001),
+    "bf16, weights": _case(tokens=4096, width=256, columns=50304, classes=50257, dtype="bfloat16", weights="kept"),
+    "bf16, every option": _case(tokens=3001, width=96, columns=65539, dtype="bfloat16", **ALL),
 }
