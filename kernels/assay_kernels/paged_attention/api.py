@@ -82,9 +82,7 @@ def paged_attention(
     """
     options = Options(q.shape[-1] ** -0.5 if scale is None else scale, window, softcap)
     check(q, k_pages, v_pages, page_table, lengths, q_lengths, options)
-    found: PagedAttention = OP(
-        *_constant(q, k_pages, v_pages), page_table, lengths, q_lengths, options, impl=impl
-    )
+    found: PagedAttention = OP(*_constant(q, k_pages, v_pages), page_table, lengths, q_lengths, options, impl=impl)
     return found if return_lse else found.out
 
 

@@ -4,19 +4,20 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
 from assay_kernels.paged_attention.shapes import Options
 from assay_kernels.testing import Case
 
+PLAIN = Options(0.125)
+
 
 @dataclasses.dataclass(frozen=True)
 class Cache:
     """Random queries over a cache whose unused pages, table entries and slots are poisoned. lengths: of each row; new: likewise or None.
 
-    spare: pages that no row uses. magnitude: of the queries.
+    spare: pages that no row uses. magnitude: of the queries. evicted: slots before every query's window are poisoned too.
     """
 
     lengths: Sequence[int]
@@ -27,7 +28,7 @@ class Cache:
     page_size: int = 16
     max_pages: int | None = None
     spare: int = 3
-    options: Options = Options(0.125)
+    options: Options = PLAIN
     dtype: str = "bfloat16"
     magnitude: float = 1.0
     evicted: bool = False
@@ -87,8 +88,3 @@ CASES: Mapping[str, Case] = {
     ),
     "prefill, heads of 128": _case(170, tokens=150, heads=(2, 2), head_dim=128),
 }
-
-
-def small(name: str) -> tuple[jax.Array, ...]:
-    """The arguments of a case, for tests of what is around an implementation."""
-    return CASES[name].draw(0)

@@ -6,8 +6,8 @@ warpgroup that computes. While decoding most of these rows are empty; the produc
 Each multiprocessor has one thread block, which takes items in turn; its copying warpgroup is ahead of the computing ones, in the next item
 already where theirs is about to end, so that memory never rests. Partial results are combined afterwards, in their order.
 
-Where all rows fit in one warpgroup's 64 (decoding), the two that compute take every other block of slots, and are two splits of the sequence;
-else they take 64 rows each of every block.
+Where all rows fit in one warpgroup's 64 (decoding), the two that compute take every other block of slots, and are two splits of the
+sequence; else they take 64 rows each of every block.
 
 Letters in names of shapes: B sequences, K heads of keys, R rows, S partial results, P slots of a block, D head dimension.
 """
@@ -30,7 +30,6 @@ from assay_kernels.tuning import tuned
 
 HEAD_DIMS, PAGE_SIZES = (64, 128, 256), (16, 32, 64, 128)
 WARPGROUPS, WARPGROUP_ROWS = 2, 64  # that compute, beside one that copies; rows of a product on the tensor cores
-OUT_COLUMNS = 64  # of the result, on their way out at once
 SHARED = 232448  # bytes of shared memory that a thread block may have
 LOWEST = -1e30  # below every logit, and finite: differences of it are 0, not NaN
 SPLIT_COST = 1  # blocks of slots that are read in the time that an item's queries and partial results take
@@ -92,6 +91,11 @@ class Plan:
     def items(self) -> int:
         """Of work."""
         return self.sequences * self.kv_heads * self.blocks * self.config.splits
+
+    @property
+    def columns(self) -> int:
+        """Of the result that are on their way out at once; fewer where shared memory is full."""
+        return 32 if self.head_dim == 256 else 64
 
     @property
     def copied(self) -> int:
@@ -182,9 +186,7 @@ def run(
     _, kv_heads, page_size, _ = k_pages.shape
     group = heads // kv_heads
     cores = current_target().cores
-    plan = Plan(
-        options, config, sequences, tokens, group, kv_heads, head_dim, page_size, q_lengths is not None, cores
-    )
+    plan = Plan(options, config, sequences, tokens, group, kv_heads, head_dim, page_size, q_lengths is not None, cores)
     plan = dataclasses.replace(plan, ctas=min(cores, plan.items))
     needed = shared_bytes(plan, q.dtype)
     if needed > SHARED:
@@ -210,7 +212,7 @@ def shared_bytes(plan: Plan, dtype: Any) -> int:
     """Shared memory of a thread block: queries, keys and values of all stages, columns of the result, and 1 KiB for barriers."""
     itemsize, c = jnp.dtype(dtype).itemsize, plan.config
     queries = c.q_stages * (1 if plan.alternate else WARPGROUPS) * WARPGROUP_ROWS * plan.head_dim
-    out = WARPGROUPS * WARPGROUP_ROWS * (OUT_COLUMNS * (4 if plan.partials > 1 else itemsize) + 4)
+    out = WARPGROUPS * WARPGROUP_ROWS * (plan.columns * (4 if plan.partials > 1 else itemsize) + 4)
     return itemsize * (queries + 2 * c.stages * c.block * plan.head_dim) + out + 1024
 
 
@@ -253,7 +255,9 @@ def _kernel(plan: Plan, dtype: Any, out_dtype: Any) -> Any:
             "k_smem": plgpu.SMEM(kv, dtype, transforms=of_kv),
             "v_smem": plgpu.SMEM(kv, dtype, transforms=of_kv),
             "out_smem": plgpu.SMEM(
-                (WARPGROUPS, WARPGROUP_ROWS, OUT_COLUMNS), out_dtype, transforms=mosaic.swizzled(OUT_COLUMNS, out_dtype)
+                (WARPGROUPS, WARPGROUP_ROWS, plan.columns),
+                out_dtype,
+                transforms=mosaic.swizzled(plan.columns, out_dtype),
             ),
             "lse_smem": plgpu.SMEM((WARPGROUPS, WARPGROUP_ROWS), jnp.float32),
             "q_ready": plgpu.Barrier(num_arrivals=q_parts, num_barriers=c.q_stages),
@@ -320,22 +324,29 @@ def _body(
     plan: Plan, q_gmem, k_gmem, v_gmem, table_gmem, lengths_gmem, q_lengths_gmem, out_gmem, lse_gmem, **scratch
 ) -> None:
     refs, cta, warpgroup = _Refs(**scratch), lax.axis_index("cta"), lax.axis_index("warpgroup")
-    items, _ = _divided(plan.items - cta + plan.ctas - 1, plan.ctas)
+    c, (items, _) = plan.config, _divided(plan.items - cta + plan.ctas - 1, plan.ctas)
 
-    def over_items(work) -> None:
-        """work: (which of the thread block's items, the item, blocks of slots before it)."""
+    def over_items(work) -> Any:
+        """work: (which of the thread block's items, the item, blocks of slots before it). Returns how many blocks there were."""
 
         def step(i: Any, before: Any) -> Any:
             item = _item(plan, cta + i * plan.ctas, lengths_gmem, q_lengths_gmem)
             work(i, item, before)
             return before + item.end - item.start
 
-        lax.fori_loop(0, items, step, jnp.int32(0))
+        return lax.fori_loop(0, items, step, jnp.int32(0))
 
     @pl.when(warpgroup == WARPGROUPS)
     def _() -> None:
         plgpu.set_max_registers(40, action="decrease")
-        over_items(functools.partial(_produce, plan, q_gmem, k_gmem, v_gmem, table_gmem, refs))
+        count = over_items(functools.partial(_produce, plan, q_gmem, k_gmem, v_gmem, table_gmem, refs))
+        for freed, stages, used in (
+            (refs.k_free, c.stages, count),
+            (refs.v_free, c.stages, count),
+            (refs.q_free, c.q_stages, items),
+        ):
+            for stage in range(stages):
+                pl.when(used > stage)(functools.partial(plgpu.barrier_wait, freed.at[stage]))
 
     @pl.when(warpgroup < WARPGROUPS)
     def _() -> None:
@@ -493,19 +504,22 @@ def _row_ends(plan: Plan, item: Item, warpgroup: Any) -> jax.Array:
 
 def _zero_unseen(plan: Plan, item: Item, i: Any, v_smem: Any, clean: Any, warpgroup: Any) -> None:
     """Values in slots that no row sees become 0: they may be NaN, and 0 times NaN is NaN."""
-    block = plan.config.block
-    parts = 1 if plan.alternate else WARPGROUPS
-    size, start = block // parts, i * block
+    block, start = plan.config.block, i * plan.config.block
+    pieces = [(row, column) for row in range(0, block, 64) for column in range(0, plan.head_dim, 64)]
+
+    def zero(row: int, column: int) -> None:
+        piece = v_smem.at[pl.ds(row, 64), pl.ds(column, 64)]
+        slot = mosaic.iota((64, 64), 0, plgpu.Layout.WGMMA) + (start + row)
+        values = mosaic.layout_cast(piece[...], plgpu.Layout.WGMMA)
+        piece[...] = jnp.where((slot >= item.first) & (slot < item.last), values, jnp.zeros_like(values))
 
     @pl.when((start < item.first) | (start + block > item.last))
     def _() -> None:
-        begin = 0 if plan.alternate else warpgroup * size
-        mine, shape = v_smem.at[pl.ds(begin, size)], (size, plan.head_dim)
-        slot = mosaic.iota(shape, 0, plgpu.Layout.WGMMA) + (start + begin)
-        values = mosaic.layout_cast(mine[...], plgpu.Layout.WGMMA)
-        mine[...] = jnp.where((slot >= item.first) & (slot < item.last), values, jnp.zeros_like(values))
+        for number, piece in enumerate(pieces):
+            mine = True if plan.alternate else warpgroup == number % WARPGROUPS
+            pl.when(mine)(functools.partial(zero, *piece))
         plgpu.commit_smem()
-        if parts > 1:
+        if not plan.alternate:
             plgpu.barrier_arrive(clean)
             plgpu.barrier_wait(clean)
 
@@ -517,17 +531,18 @@ def _write(plan: Plan, item: Item, acc_RD, top_R, total_R, out_gmem, lse_gmem, r
     at = item.block * plan.item_rows + (0 if plan.alternate else warpgroup * rows)
     some_R = total_R > 0.0
     lse_R = jnp.where(some_R, top_R * math.log(2.0) + jnp.log(jnp.where(some_R, total_R, 1.0)), -jnp.inf)
-    share_RD = lax.broadcast_in_dim(jnp.where(some_R, 1.0 / total_R, 0.0), acc_RD.shape, [0])
-    out_RD = jnp.where(share_RD > 0.0, acc_RD * share_RD, 0.0).astype(refs.out_smem.dtype)
-    for column in range(0, plan.head_dim, OUT_COLUMNS):
+    share_R = jnp.where(some_R, 1.0 / total_R, 0.0)
+    for column in range(0, plan.head_dim, plan.columns):
         plgpu.wait_smem_to_gmem(0, wait_read_only=True)
-        refs.out_smem[warpgroup] = out_RD[:, column : column + OUT_COLUMNS]
+        part = acc_RD[:, column : column + plan.columns]
+        share = lax.broadcast_in_dim(share_R, part.shape, [0])
+        refs.out_smem[warpgroup] = jnp.where(share > 0.0, part * share, 0.0).astype(refs.out_smem.dtype)
         if column == 0:
             refs.lse_smem[warpgroup] = lse_R
         plgpu.commit_smem()
         plgpu.copy_smem_to_gmem(
             refs.out_smem.at[warpgroup, pl.ds(0, rows)],
-            out_gmem.at[item.sequence, item.head, partial, pl.ds(at, rows), pl.ds(column, OUT_COLUMNS)],
+            out_gmem.at[item.sequence, item.head, partial, pl.ds(at, rows), pl.ds(column, plan.columns)],
         )
     plgpu.copy_smem_to_gmem(
         refs.lse_smem.at[warpgroup, pl.ds(0, rows)], lse_gmem.at[item.sequence, item.head, partial, pl.ds(at, rows)]

@@ -40,9 +40,7 @@ def reference(
     )
 
 
-def seen(
-    tokens: int, lengths: jax.Array, q_lengths: jax.Array | None, options: Options
-) -> tuple[jax.Array, jax.Array]:
+def seen(tokens: int, lengths: jax.Array, q_lengths: jax.Array | None, options: Options) -> tuple[jax.Array, jax.Array]:
     """(the first slot that each query sees, the one after the last), each (B, T); empty for a query that stands for no token."""
     t = lax.broadcasted_iota(jnp.int32, (lengths.shape[0], tokens), 1)
     new = jnp.full_like(lengths, tokens) if q_lengths is None else q_lengths

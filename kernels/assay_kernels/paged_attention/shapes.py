@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 
 class PagedAttention(NamedTuple):
-    """out: (B, T, N, D), the queries' dtype. lse: (B, T, N), at least fp32, the log of the sum of exp(logits); -inf where nothing is seen."""
+    """out: (B, T, N, D), the queries' dtype. lse: (B, T, N), at least fp32, log of the sum of exp(logits); -inf where nothing is seen."""
 
     out: jax.Array
     lse: jax.Array
