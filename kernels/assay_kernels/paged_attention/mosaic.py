@@ -28,6 +28,7 @@ from assay_kernels.paged_attention.shapes import Options, PagedAttention
 from assay_kernels.target import Target, current_target
 from assay_kernels.tuning import tuned
 
+EXACT = ("rows", "head_dim", "page_size")  # of `key`, what a measured configuration must share
 HEAD_DIMS, PAGE_SIZES = (64, 128, 256), (16, 32, 64, 128)
 WARPGROUPS, WARPGROUP_ROWS = 2, 64  # that compute, beside one that copies; rows of a product on the tensor cores
 SHARED = 232448  # bytes of shared memory that a thread block may have
@@ -153,22 +154,31 @@ def attend(
     options: Options,
 ) -> PagedAttention:
     """As `reference`."""
+    shape = key(q, k_pages, page_table, options.window)
+    sizes = (int(shape[name]) for name in ("rows", "heads", "slots", "head_dim"))
+    otherwise = rule(*sizes, current_target())
+    config = tuned("paged_attention", "mosaic", shape, exact=EXACT, otherwise=otherwise)
+    return run(q, k_pages, v_pages, page_table, lengths, q_lengths, options, config)
+
+
+def key(q: Any, k_pages: Any, page_table: Any, window: int | None) -> dict[str, int | str]:
+    """What the best configuration depends on: rows of a product, B K, the most slots that a query sees, D, slots of a page."""
     sequences, tokens, heads, head_dim = q.shape
     _, kv_heads, page_size, _ = k_pages.shape
-    group = heads // kv_heads
     slots = page_table.shape[1] * page_size
-    if options.window is not None:
-        slots = min(slots, options.window + tokens - 1)
-    shape: dict[str, int | str] = {
-        "rows": tokens * group,
+    return {
+        "rows": tokens * heads // kv_heads,
         "heads": sequences * kv_heads,
-        "slots": slots,
+        "slots": slots if window is None else min(slots, window + tokens - 1),
         "head_dim": head_dim,
         "page_size": page_size,
     }
-    otherwise = rule(tokens * group, sequences * kv_heads, slots, head_dim, current_target())
-    config = tuned("paged_attention", "mosaic", shape, exact=("rows", "head_dim", "page_size"), otherwise=otherwise)
-    return run(q, k_pages, v_pages, page_table, lengths, q_lengths, options, config)
+
+
+def fits(rows: int, head_dim: int, page_size: int, config: Config) -> bool:
+    """Whether a configuration has the shared memory for such a call in bf16, and an even number of stages where warpgroups alternate."""
+    plan = Plan(Options(1.0), config, 1, rows, 1, 1, head_dim, page_size, False, 1)
+    return shared_bytes(plan, jnp.bfloat16) <= SHARED and (not plan.alternate or config.stages % WARPGROUPS == 0)
 
 
 def run(
@@ -185,12 +195,9 @@ def run(
     sequences, tokens, heads, head_dim = q.shape
     _, kv_heads, page_size, _ = k_pages.shape
     group = heads // kv_heads
-    cores = current_target().cores
-    plan = Plan(options, config, sequences, tokens, group, kv_heads, head_dim, page_size, q_lengths is not None, cores)
-    plan = dataclasses.replace(plan, ctas=min(cores, plan.items))
-    needed = shared_bytes(plan, q.dtype)
-    if needed > SHARED:
-        raise ValueError(f"{config} needs {needed} bytes of shared memory, there are {SHARED}")
+    plan = planned(q, k_pages, q_lengths, options, config)
+    if not fits(tokens * group, head_dim, page_size, config):
+        raise ValueError(f"{config}: needs more shared memory than there is, or an odd number of stages alternates")
     padding = plan.blocks * plan.item_rows - tokens * group
     q_BKRD = jnp.swapaxes(q.reshape(sequences, tokens, kv_heads, group, head_dim), 1, 2)
     q_BKRD = q_BKRD.reshape(sequences, kv_heads, tokens * group, head_dim)
@@ -206,6 +213,15 @@ def run(
     return PagedAttention(
         jnp.swapaxes(out, 1, 2).reshape(q.shape), jnp.swapaxes(lse, 1, 2).reshape(sequences, tokens, heads)
     )
+
+
+def planned(q: Any, k_pages: Any, q_lengths: Any, options: Options, config: Config) -> Plan:
+    """The plan of a call with a configuration."""
+    sequences, tokens, heads, head_dim = q.shape
+    _, kv_heads, page_size, _ = k_pages.shape
+    given = q_lengths is not None
+    plan = Plan(options, config, sequences, tokens, heads // kv_heads, kv_heads, head_dim, page_size, given, 1)
+    return dataclasses.replace(plan, ctas=min(current_target().cores, plan.items))
 
 
 def shared_bytes(plan: Plan, dtype: Any) -> int:
@@ -441,6 +457,9 @@ def _consume(plan: Plan, out_gmem, lse_gmem, refs: _Refs, number: Any, item: Ite
     def step(i: Any, carry: Any, *, edge: bool) -> Any:
         acc_RD, top_R, total_R = carry
         _, stage = _divided(before + i - item.start, c.stages)
+        if edge:  # before the logits, while registers are free
+            plgpu.barrier_wait(refs.v_ready.at[stage])
+            _zero_unseen(plan, item, i, refs.v_smem.at[stage], refs.v_clean, warpgroup)
         plgpu.barrier_wait(refs.k_ready.at[stage])
         s_RP = mosaic.product(q_smem, mosaic.transposed(refs.k_smem.at[stage]))
         plgpu.barrier_arrive(refs.k_free.at[stage])
@@ -458,9 +477,8 @@ def _consume(plan: Plan, out_gmem, lse_gmem, refs: _Refs, number: Any, item: Ite
         total_R = total_R * decay_R + p_RP.sum(axis=1)
         acc_RD = acc_RD * lax.broadcast_in_dim(decay_R, acc_RD.shape, [0])
         p_RP = p_RP.astype(refs.v_smem.dtype)
-        plgpu.barrier_wait(refs.v_ready.at[stage])
-        if edge:
-            _zero_unseen(plan, item, i, refs.v_smem.at[stage], refs.v_clean, warpgroup)
+        if not edge:
+            plgpu.barrier_wait(refs.v_ready.at[stage])
         acc_RD = mosaic.product(p_RP, refs.v_smem.at[stage], onto=acc_RD)
         plgpu.barrier_arrive(refs.v_free.at[stage])
         return acc_RD, new_top_R, total_R
