@@ -6,6 +6,8 @@ cannot run here is left out of the mapping.
 """
 
 import dataclasses
+import importlib.util
+import pkgutil
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, Protocol
 
@@ -36,12 +38,15 @@ class Shape(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Bar:
-    """What is asked of one H200. unit: "TFLOP/s" or "TB/s" of `contender`, or "x": how many times as fast as the best of `rivals`."""
+    """What is asked of one H200. unit: "TFLOP/s" or "TB/s" of `contender`, or "x": how many times as fast as the best of `rivals`.
+
+    "x less memory": how many times less temporary memory than the best of `rivals`, which is asked of every device.
+    """
 
     shape: str
     contender: str
     at_least: float
-    unit: Literal["TFLOP/s", "TB/s", "x"]
+    unit: Literal["TFLOP/s", "TB/s", "x", "x less memory"]
     rivals: Sequence[str] = ()
 
 
@@ -55,3 +60,16 @@ class Tunable:
     exact: tuple[str, ...]
     space: Callable[[Any], Sequence[Any]]
     run: Callable[[Any, Any], Callable[..., Any]]
+
+
+def benched() -> list[str]:
+    """The ops that have a `bench` module."""
+    return ops_with("bench")
+
+
+def ops_with(module: str) -> list[str]:
+    """The subpackages of assay_kernels that have such a module."""
+    import assay_kernels
+
+    packages = [found.name for found in pkgutil.iter_modules(assay_kernels.__path__) if found.ispkg]
+    return [name for name in packages if importlib.util.find_spec(f"assay_kernels.{name}.{module}") is not None]

@@ -2,6 +2,7 @@
 
     check(OP, "mine", CASES["causal"])                      # on the device that there is
     check(OP, "mosaic", CASES["causal"], interpret=True)    # a Mosaic kernel, on any machine
+    examine(OP, "mine", CASES["causal"])                    # check, the same bits in ten runs, and that the program holds the kernel
 
 The specification (the op's `reference`) is evaluated in float64 from the same rounded inputs. An implementation may be off by twice what
 the specification itself is off in the inputs' dtype, three times for gradients, and by no more than the case's ceiling.
@@ -17,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from assay_kernels.op import Op
+from assay_kernels.record import audit, disagreements, recording
 from assay_kernels.target import H200, for_target
 
 VALUE_FACTOR, GRADIENT_FACTOR = 2.0, 3.0
@@ -71,10 +73,33 @@ def check(
     return found
 
 
-def outputs(
+def examine(op: Op, implementation: str, case: Case, *, runs: int = 10, seed: int = 0) -> Errors:
+    """`check` on the device that there is; besides, the compiled program must hold just the implementation, and all runs the same bits.
+
+    Raises AssertionError.
+    """
+    found = check(op, implementation, case, seed=seed)
+    name = f"{op.name}.{implementation}"
+    function, arrays = computation(op, implementation, case, case.draw(seed), seed)
+    with recording() as choices:
+        program = jax.jit(function).lower(*arrays).compile()
+    wrong = disagreements(choices, audit(program))
+    assert not wrong, f"{name}: {'; '.join(wrong)}"
+    first = _bits(program(*arrays))
+    for run in range(1, runs):
+        other = _bits(program(*arrays))
+        apart = [i for i, (a, b) in enumerate(zip(first, other, strict=True)) if a != b]
+        assert not apart, f"{name}: run {run} gave other bits than the first in outputs and gradients {apart}"
+    return found
+
+
+def computation(
     op: Op, implementation: str, case: Case, arguments: Sequence[Any], seed: int = 0
-) -> tuple[list[Any], list[Any]]:
-    """(values, gradients of their sum with random cotangents) of a case, as numpy arrays in the order of jax.tree.leaves."""
+) -> tuple[Callable[..., tuple[Any, Any]], list[jax.Array]]:
+    """(a function of the arrays among the arguments, those arrays).
+
+    The function gives (values, gradients of their sum with random cotangents), without gradients where the case has none.
+    """
     dynamic = [i for i, x in enumerate(arguments) if isinstance(x, jax.Array)]
 
     def call(*arrays: Any) -> Any:
@@ -90,15 +115,24 @@ def outputs(
         cotangents = [rng.normal(size=v.shape) for v in floating]
         wide = [v.astype(jnp.promote_types(v.dtype, jnp.float32)) for v in floating]
         finite = [jnp.where(jnp.isfinite(v), v, 0) for v in wide]
-        return sum(
-            (jnp.sum(v * c.astype(v.dtype)) for v, c in zip(finite, cotangents, strict=True)), jnp.zeros(())
-        ), values
+        products = [jnp.sum(v * c.astype(v.dtype)) for v, c in zip(finite, cotangents, strict=True)]
+        return sum(products, jnp.zeros(())), values
 
-    arrays = [arguments[i] for i in dynamic]
-    if not case.differentiate:
-        return _numpy(jax.jit(call)(*arrays)), []
-    wanted = tuple(dynamic.index(i) for i in case.differentiate)
-    gradients, values = jax.jit(jax.grad(total, wanted, has_aux=True))(*arrays)
+    def both(*arrays: Any) -> tuple[Any, Any]:
+        if not case.differentiate:
+            return call(*arrays), ()
+        gradients, values = jax.grad(total, [dynamic.index(i) for i in case.differentiate], has_aux=True)(*arrays)
+        return values, gradients
+
+    return both, [arguments[i] for i in dynamic]
+
+
+def outputs(
+    op: Op, implementation: str, case: Case, arguments: Sequence[Any], seed: int = 0
+) -> tuple[list[Any], list[Any]]:
+    """(values, gradients) of `computation` as numpy arrays, in the order of jax.tree.leaves."""
+    function, arrays = computation(op, implementation, case, arguments, seed)
+    values, gradients = jax.jit(function)(*arrays)
     return _numpy(values), _numpy(gradients)
 
 
@@ -129,6 +163,10 @@ def device(interpret: bool, races: bool = False) -> Iterator[None]:
 def is_floating(x: Any) -> bool:
     """Whether it is an array of floating point numbers."""
     return hasattr(x, "dtype") and jnp.issubdtype(x.dtype, jnp.floating)
+
+
+def _bits(tree: Any) -> list[bytes]:
+    return [np.asarray(x).tobytes() for x in jax.tree.leaves(tree)]
 
 
 def _numpy(tree: Any) -> list[Any]:

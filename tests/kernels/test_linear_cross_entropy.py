@@ -16,7 +16,8 @@ from jax.sharding import PartitionSpec as P
 
 from assay_kernels import ImplementationError, audit, disagreements, recording
 from assay_kernels.aot import lower_for_cuda, lower_gradient_for_cuda
-from assay_kernels.linear_cross_entropy import blocked, linear_cross_entropy, reference, shapes, vjp
+from assay_kernels.linear_cross_entropy import OP, blocked, cases, linear_cross_entropy, reference, shapes, vjp
+from assay_kernels.testing import check
 
 WAYS = {
     "reference": {"impl": "reference"},
@@ -142,6 +143,26 @@ def check_exact(case: Case, way: str, most: float = 2e-6) -> None:
 @pytest.mark.parametrize(("name", "way"), [(n, w) for n in CASES for w in (WAYS if n in FULL else FEW[1:])])
 def test_values_and_gradients_are_those_of_float64(name: str, way: str) -> None:
     check_exact(CASES[name], way)
+
+
+@pytest.mark.parametrize(
+    ("impl", "name"),
+    [
+        ("chunked", "weights that hold"),
+        ("chunked", "every option, bf16, padded vocabulary"),
+        ("blocked", "fp16, primes"),
+        ("blocked", "logits of 1e4"),
+    ],
+)
+def test_some_of_the_cases_that_every_implementation_must_pass(impl: str, name: str) -> None:
+    check(OP, impl, cases.CASES[name])
+
+
+def test_of_the_cases_one_takes_the_gradients_of_the_forward_pass_and_one_does_not(monkeypatch) -> None:
+    monkeypatch.setattr(vjp, "_gradients", lambda plan, x, w, *rest: (x * jnp.nan, w * jnp.nan))
+    check(OP, "chunked", cases.CASES["weights that hold"])
+    with pytest.raises(AssertionError, match="gradient 0 is off"):
+        check(OP, "chunked", cases.CASES["weights that do not"])
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])

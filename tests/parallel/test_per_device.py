@@ -39,7 +39,7 @@ def run(x: jax.Array, sequence: bool = False) -> tuple[list[str], list[tuple[int
     if sequence:
         placed = dataclasses.replace(placed, rules={**placed.rules, "sequence": ("tensor",)})
     w = jnp.arange(1.0, 3.0)[None, :, None]
-    with layout(placed.sharding), for_target(H200), recording() as choices:
+    with for_target(H200), layout(placed.sharding), recording() as choices:
         total, gradients = jax.jit(jax.value_and_grad(lambda x, w: jnp.sum(scaled(x, w) ** 2), (0, 1)))(x, w)
     np.testing.assert_allclose(total, np.sum((x * w) ** 2), rtol=1e-6)
     np.testing.assert_allclose(gradients[0], 2 * x * w * w, rtol=1e-6)
@@ -82,3 +82,12 @@ def test_without_a_layout_on_one_device_and_off_cuda_it_is_the_function_itself()
     with layout(make_layout(FSDPTensor(data=2, fsdp=2, tensor=2), jax.devices()[:8]).sharding), recording() as choices:
         assert "shard_map" not in str(jax.make_jaxpr(scaled)(x, jnp.ones((1, 1, 1))))
     assert choices[0].implementation == "reference"
+
+
+def test_on_several_devices_a_call_that_is_not_divided_says_how_it_would_be() -> None:
+    seen.clear()
+    placed = make_layout(FSDPTensor(data=2, fsdp=2, tensor=2), jax.devices()[:8])
+    with for_target(H200), layout(placed.sharding), recording() as choices:
+        OP(jnp.ones((8, 2, 6)), jnp.ones((1, 1, 1)))
+    assert not seen
+    assert "not called through assay.parallel.per_device" in str(choices[0])

@@ -14,9 +14,6 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import filelock
-import platformdirs
-
 from assay.errors import DataError
 
 MANIFEST = "entry.json"
@@ -25,7 +22,11 @@ MANIFEST = "entry.json"
 def root() -> Path:
     """The cache directory, which need not exist yet."""
     value = os.environ.get("ASSAY_CACHE_DIR")
-    return Path(value).expanduser().absolute() if value else Path(platformdirs.user_cache_dir("assay"))
+    if value:
+        return Path(value).expanduser().absolute()
+    import platformdirs  # like filelock below: what needs no cache runs without it
+
+    return Path(platformdirs.user_cache_dir("assay"))
 
 
 def digest(*parts: str | int | float | bytes | None) -> str:
@@ -87,6 +88,8 @@ def _synced(path: Path) -> None:
 
 @contextlib.contextmanager
 def _locked(place: Path) -> Iterator[None]:
+    import filelock
+
     place.parent.mkdir(parents=True, exist_ok=True)
     lock = filelock.FileLock(place.with_name(place.name + ".lock"))
     try:

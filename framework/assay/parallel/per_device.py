@@ -39,8 +39,12 @@ def per_device(
         outputs = jax.tree.map(lambda axes: resolve(axes).spec, out_axes, is_leaf=_is_axes)
         specs = tuple(sharding.spec for sharding in shardings)
         mesh = shardings[0].mesh
-        divided = jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=outputs, check_vma=False)
+        divided = jax.shard_map(own, mesh=mesh, in_specs=specs, out_specs=outputs, check_vma=False)
         return divided(*arguments)
+
+    def own(*arguments: Any) -> Any:
+        with for_target(dataclasses.replace(current_target(), divided=None)):
+            return function(*arguments)
 
     return call
 

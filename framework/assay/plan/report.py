@@ -57,8 +57,13 @@ def memory(plan: Plan) -> list[str]:
 
 
 def peak_memory(plan: Plan) -> dict[str, int]:
-    """Bytes on one device by the compiler's own analysis: arguments, outputs that are not donated inputs, temporaries, peak."""
-    analysis = plan.compiled().memory_analysis()
+    """Bytes on one device by the compiler's own analysis; see `program_memory`."""
+    return program_memory(plan.compiled())
+
+
+def program_memory(program: Any) -> dict[str, int]:
+    """Bytes on one device of a compiled program: arguments, outputs that are not donated inputs, temporaries, peak."""
+    analysis = program.memory_analysis()
     fresh = analysis.output_size_in_bytes - analysis.alias_size_in_bytes
     return {
         "arguments": analysis.argument_size_in_bytes,
