@@ -1,4 +1,5 @@
-"""The training step of a transformer with experts by three ways to their products: grouped_matmul, lax.ragged_dot, and all experts for all tokens.
+"""The training step of a transformer with experts, by three ways to their products: grouped_matmul, lax.ragged_dot, every expert for
+every token.
 
     python benchmarks/moe_step.py                              # a size for the device that is there
     python benchmarks/moe_step.py --size large --json moe.json
@@ -9,6 +10,7 @@ implementations, so that nothing else differs. On a Hopper GPU the target is a t
 Needs jax, flax and optax only.
 """
 
+# ruff: noqa: E402 - what takes jaxtyping's place comes before the imports that need it
 import argparse
 import contextlib
 import dataclasses
@@ -20,9 +22,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import bare
 import jax
 import jax.numpy as jnp
 import optax
+
+bare.without_jaxtyping()
 
 from assay.data.spec import ArraySpec, DataSpec
 from assay.network import make_network
@@ -80,7 +85,8 @@ class Way:
         )
         network = make_network(model, data)
         optimizer = optax.adamw(1e-3)
-        self.state = network.params, optimizer.init(network.params)
+        params, _ = jax.jit(network.init)(jax.random.key(0))
+        self.state = params, optimizer.init(params)
         tokens = jax.random.randint(jax.random.key(1), (size.rows, size.context + 1), 0, size.vocab)
         self.batch = {"inputs": tokens[:, :-1], "targets": tokens[:, 1:]}
         step = jax.jit(step_of(network, optimizer, size.dtype))
@@ -96,7 +102,8 @@ class Way:
     @property
     def megabytes(self) -> float:
         """Temporary memory of the program."""
-        return float(self.program.memory_analysis().temp_size_in_bytes) / 2**20
+        found: Any = self.program.memory_analysis()
+        return float(found.temp_size_in_bytes) / 2**20
 
     def step(self, count: bool) -> None:
         """Train one step."""
@@ -111,8 +118,7 @@ def step_of(network: Any, optimizer: Any, dtype: str) -> Callable[..., Any]:
     """(state, batch) -> (state, loss): parameters and the optimizer in fp32, the network in `dtype`."""
 
     def loss(params: Any, batch: Any) -> jax.Array:
-        module = network.merge(jax.tree.map(lambda p: p.astype(dtype), params), {})
-        logits = module(batch, train=True).astype(jnp.float32)
+        logits = network.merge(params, {}, dtype)(batch, train=True).astype(jnp.float32)
         return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, batch["targets"]))
 
     def step(state: Any, batch: Any) -> Any:

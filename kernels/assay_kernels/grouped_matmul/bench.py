@@ -65,23 +65,23 @@ class Shape:
         return *drawn, jnp.asarray(self.sizes())
 
 
-LARGE = {"rows": 262144, "width": 7168, "columns": 1024, "groups": 256}
-MIXTRAL = {"rows": 8192, "width": 4096, "columns": 14336, "groups": 8}
+LARGE, MIXTRAL, CPU = (262144, 7168, 1024, 256), (8192, 4096, 14336, 8), (2048, 512, 1408, 8)
+EVERYWHERE = ("cpu", "gpu")
 SHAPES: Mapping[str, Shape] = {
-    "mixtral_forward": Shape(**MIXTRAL),
-    "mixtral_towards_x": Shape(**MIXTRAL, product="towards_x"),
-    "mixtral_towards_w": Shape(**MIXTRAL, product="towards_w"),
+    "mixtral_forward": Shape(*MIXTRAL),
+    "mixtral_towards_x": Shape(*MIXTRAL, product="towards_x"),
+    "mixtral_towards_w": Shape(*MIXTRAL, product="towards_w"),
     "deepseek_v3_forward": Shape(262144, 7168, 512, 256),
     "deepseek_v3_down": Shape(262144, 512, 7168, 256),
     "deepseek_v3_towards_x": Shape(262144, 1024, 7168, 256, product="towards_x"),
-    "deepseek_v3_towards_w": Shape(**LARGE, product="towards_w"),
-    "deepseek_v3_towards_w_even": Shape(**LARGE, product="towards_w", even=True),
+    "deepseek_v3_towards_w": Shape(*LARGE, product="towards_w"),
+    "deepseek_v3_towards_w_even": Shape(*LARGE, product="towards_w", even=True),
     "qwen3_30b_forward": Shape(393216, 2048, 768, 128),
     "gpt_oss_20b_forward": Shape(32768, 2880, 5760, 32),
     "decode": Shape(8, 4096, 4096, 8, even=True),
-    "cpu_forward": Shape(2048, 512, 1408, 8, dtype="float32", on=("cpu", "gpu")),
-    "cpu_towards_x": Shape(2048, 512, 1408, 8, product="towards_x", dtype="float32", on=("cpu", "gpu")),
-    "cpu_towards_w": Shape(2048, 512, 1408, 8, product="towards_w", dtype="float32", on=("cpu", "gpu")),
+    "cpu_forward": Shape(*CPU, dtype="float32", on=EVERYWHERE),
+    "cpu_towards_x": Shape(*CPU, product="towards_x", dtype="float32", on=EVERYWHERE),
+    "cpu_towards_w": Shape(*CPU, product="towards_w", dtype="float32", on=EVERYWHERE),
 }
 BARS: Sequence[Bar] = (
     Bar("mixtral_forward", "mosaic", 700.0, "TFLOP/s"),
@@ -94,7 +94,7 @@ BARS: Sequence[Bar] = (
 def contenders(shape: Shape) -> dict[str, Way]:
     """Ours that can do it here, jax's ragged_dot, and jax's own Mosaic kernels where they run."""
     reasons = {name: _refused(shape, name) for name in OP.names}
-    found = {name: functools.partial(_ours, shape, name) for name, reason in reasons.items() if reason is None}
+    found: dict[str, Way] = {k: functools.partial(_ours, shape, k) for k, why in reasons.items() if why is None}
     found["ragged_dot"] = functools.partial(_ragged_dot, shape)
     if current_target().is_hopper and shape.product != "towards_x" and shape.dtype != "float32":
         found |= _pallas(shape)
