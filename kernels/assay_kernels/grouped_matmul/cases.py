@@ -58,11 +58,16 @@ CASES: Mapping[str, Case] = {
     "float16": case((37, 91), 131, width=64, columns=128, dtype="float16"),
     "result in float32": case((37, 91), 131, width=64, columns=128, out_dtype="float32"),
     "large values": case((37, 91), 131, width=64, columns=128, scale=1e4),
-}
-OTHER_CASES: Mapping[str, Case] = {
     "float32": case((37, 0, 13, 1), 60, width=24, columns=20, dtype="float32"),
     "float32, transposed": case((37, 0, 13, 1), 60, width=24, columns=20, dtype="float32", transpose_w=True),
     "odd sizes": case((3, 4), 8, width=5, columns=7),
     "one by one": case((2, 1), 3, width=1, columns=1, dtype="float32"),
 }
-"""What a kernel with blocks may refuse; implementations for any size must get these right as well."""
+UNEVEN = (0, 1700, 3, 129, 0, 900, 64, 1, 250, 1049)
+LARGE: Mapping[str, Case] = {
+    "many columns": case(UNEVEN, 4100, width=1024, columns=1536),
+    "many columns, transposed": case(UNEVEN, 4100, width=1024, columns=1536, transpose_w=True),
+    "tiles of 192": case(UNEVEN, 4096, width=576, columns=960),
+    "groups of one expert's share": case((33,) * 64, 2112, width=512, columns=768, dtype="float16"),
+}
+"""As large as a GPU's whole grid."""
