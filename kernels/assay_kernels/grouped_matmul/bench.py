@@ -172,7 +172,7 @@ def _product_key(shape: Shape) -> Mapping[str, int | str]:
 
 
 def _products(shape: Shape) -> list[Product]:
-    if shape.product == "towards_w":
+    if shape.product == "towards_w" or shape.dtype == "float32":
         return []
     columns = shape.columns if shape.product == "forward" else shape.width
     rule = product_rule(columns)
@@ -196,7 +196,7 @@ def _run_product(shape: Shape, config: Product) -> Way:
 
 
 def _outers(shape: Shape) -> list[Outer]:
-    if shape.product != "towards_w":
+    if shape.product != "towards_w" or shape.dtype == "float32":
         return []
     rule = outer_rule(shape.width, shape.columns)
     return [
