@@ -18,8 +18,8 @@ OP = Op("quant_matmul", reference)
 def quant_matmul(x: jax.Array, weights: QuantizedWeights, *, out_dtype: Any = None, impl: str = "auto") -> jax.Array:
     """x times quantised weights, accumulated in at least fp32: (*items, K) by (K, N) is (*items, N).
 
-    Weights in groups with one scale each are those of Frantar et al. 2022 (arXiv:2210.17323, section 4); what multiplies few rows of x reads
-    them in packed form (Frantar et al. 2024, arXiv:2408.11743, section 3.4).
+    Groups of weights with a scale each are those of Frantar et al. 2022 (arXiv:2210.17323, section 4); for few rows of x they are read in
+    packed form, as Frantar et al. 2024 do (arXiv:2408.11743, section 3.4).
 
     x: (*items, K), bf16, fp16, fp32 or fp64. weights: what `quantize` gives. out_dtype: of the result; x's without.
     impl: "mosaic" (groups, few rows, bf16, a Hopper GPU), "xla" (scales of channels) or "reference"; see assay_kernels.op.
@@ -30,7 +30,7 @@ def quant_matmul(x: jax.Array, weights: QuantizedWeights, *, out_dtype: Any = No
     form = weights.format
     values, scales = (jax.lax.stop_gradient(v) for v in (weights.values, weights.scales))
     check(x, values, scales, form)
-    options = Options(form, jnp.dtype(out_dtype or x.dtype).name)
+    options = Options(form, None if out_dtype is None else jnp.dtype(out_dtype).name)
     rows = x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
     found: jax.Array = OP(rows, values, scales, options, impl=impl)
     return found.reshape(*x.shape[:-1], form.shape[1])

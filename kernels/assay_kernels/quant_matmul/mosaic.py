@@ -2,7 +2,9 @@
 
 The product is turned over: 64 output channels are the rows of a product on the tensor cores, whose left operand comes from registers, and
 the rows of x are its columns, so that few of them waste little. Values are multiplied without their scales; each group's sum is scaled as
-it is added up in fp32. A thread block takes 128 channels, 64 for each of two warpgroups, and steps of 256 k; a third warpgroup copies.
+it is added up in fp32. A thread block takes 128 channels, 64 for each of two warpgroups, and steps of 256 k; one more warpgroup copies.
+With few rows of x four warpgroups compute, two for the even steps and two for the odd: unpacking and multiplying take turns in each, and
+with more of them neither waits. Their sums are added up in shared memory.
 
 Letters in names of shapes: M rows of x, K, N as in the op, R the 64 channels of a warpgroup, C a chunk of k.
 """
@@ -27,8 +29,9 @@ from assay_kernels.target import Target, current_target
 from assay_kernels.tuning import tuned
 
 EXACT = ("bits", "group")
-WARPGROUPS, CHANNELS = 2, 64  # that compute; output channels of each
-TILE = WARPGROUPS * CHANNELS
+HALVES, CHANNELS = 2, 64  # of a tile, for warpgroups of their own; output channels of each
+TILE = HALVES * CHANNELS
+FEW_ROWS = 32  # of x: with more, four warpgroups that compute have too few registers
 MOST_ROWS = 64  # of x: above, a product is no longer bound by reading the weights
 GROUPS = (64, 128, 256)
 SHARED = 232448  # bytes of shared memory that a thread block may have
@@ -54,6 +57,16 @@ class Plan:
     ctas: int
 
     @property
+    def turns(self) -> int:
+        """Warpgroups for the same channels, which take steps in turn."""
+        return 2 if self.rows <= FEW_ROWS else 1
+
+    @property
+    def warpgroups(self) -> int:
+        """That compute."""
+        return HALVES * self.turns
+
+    @property
     def tiles(self) -> int:
         """Of 128 channels."""
         return self.format.shape[1] // TILE
@@ -76,7 +89,7 @@ def refusal(x: jax.Array, values: jax.Array, scales: jax.Array, options: Options
         return f"{form}: takes groups of {GROUPS}"
     if x.dtype != jnp.bfloat16:
         return f"multiplies bf16 on the tensor cores, x is {x.dtype}"
-    if options.out_dtype not in ("bfloat16", "float32"):
+    if options.out_dtype not in (None, "bfloat16", "float32"):
         return f"writes bf16 or fp32, not {options.out_dtype}"
     if not 0 < x.shape[0] <= MOST_ROWS:
         return f"x has {x.shape[0]} rows: takes 1 to {MOST_ROWS}, with which reading the weights is what takes time"
@@ -91,11 +104,11 @@ def key(rows: int, form: Format) -> dict[str, int | str]:
 
 
 def rule(rows: int, form: Format, target: Target) -> Config:
-    """As many stages as fit, at most 8; K is divided only where the tiles leave so many multiprocessors idle that reading slows down."""
+    """As many stages as fit, at most 8, and even, since warpgroups take turns; K is divided only where the tiles leave so many multiprocessors idle that reading slows down."""
     tiles, steps = form.shape[1] // TILE, form.shape[0] // STEP
     busy = BUSY * target.cores // 132
     splits = 1 if tiles >= busy else max(1, min(steps // 4, -(-busy // tiles)))
-    stages = next(n for n in (8, 7, 6, 5, 4, 3, 2) if shared_bytes(rows, form, Config(n, splits)) <= SHARED)
+    stages = next(n for n in (8, 6, 4, 2) if shared_bytes(rows, form, Config(n, splits)) <= SHARED)
     return Config(stages, splits)
 
 
@@ -103,7 +116,7 @@ def shared_bytes(rows: int, form: Format, config: Config) -> int:
     """Shared memory of a thread block: words, x and scales of each stage, the result, and 1 KiB for barriers."""
     padded = -(-rows // 8) * 8
     stage = TILE * STEP * form.bits // 8 + 2 * padded * STEP + 2 * TILE * max(1, STEP // (form.group or STEP))
-    return config.stages * stage + 4 * TILE * padded + 1024
+    return config.stages * stage + 8 * TILE * padded + 1024
 
 
 def temp_bound(rows: int, form: Format, config: Config) -> int:
@@ -124,12 +137,13 @@ def multiply(x: jax.Array, values: jax.Array, scales: jax.Array, options: Option
 def run(x: jax.Array, values: jax.Array, scales: jax.Array, options: Options, config: Config) -> jax.Array:
     """`multiply` with a configuration."""
     rows = x.shape[0]
-    plan = Plan(options.format, config, -(-rows // 8) * 8, options.out_dtype, 1)
+    out_dtype = options.out_dtype or x.dtype.name
+    plan = Plan(options.format, config, -(-rows // 8) * 8, out_dtype, 1)
     plan = dataclasses.replace(plan, ctas=min(current_target().cores, plan.items))
     x_MK = jnp.pad(x, ((0, plan.rows - rows), (0, 0)))
     out_SMN = _kernel(plan)(x_MK, values, scales)
     out = out_SMN[0] if config.splits == 1 else jnp.sum(out_SMN, axis=0)
-    return out[:rows].astype(options.out_dtype)
+    return out[:rows].astype(out_dtype)
 
 
 def _fwd(x: jax.Array, values: jax.Array, scales: jax.Array, options: Options, config: Config) -> tuple[Any, Any]:
@@ -156,7 +170,7 @@ def _kernel(plan: Plan) -> Any:
         out_type=jax.ShapeDtypeStruct((c.splits, plan.rows, form.shape[1]), out_dtype),
         grid=(plan.ctas,),
         grid_names=("cta",),
-        num_threads=WARPGROUPS + 1,
+        num_threads=plan.warpgroups + 1,
         thread_name="warpgroup",
         scratch_types={
             "w_smem": plgpu.SMEM((c.stages, blocks, TILE, WORDS), jnp.int32),
@@ -164,86 +178,143 @@ def _kernel(plan: Plan) -> Any:
                 (c.stages, plan.rows, STEP), jnp.bfloat16, transforms=mosaic.swizzled(STEP, jnp.bfloat16)
             ),
             "s_smem": plgpu.SMEM((c.stages, groups, TILE), jnp.bfloat16),
-            "out_smem": plgpu.SMEM((WARPGROUPS, plan.rows, CHANNELS), out_dtype),
+            "sum_smem": plgpu.SMEM((HALVES, CHANNELS, plan.rows), jnp.float32),
+            "out_smem": plgpu.SMEM((HALVES, plan.rows, CHANNELS), out_dtype),
             "ready": plgpu.Barrier(num_arrivals=3, num_barriers=c.stages),
-            "free": plgpu.Barrier(num_arrivals=WARPGROUPS, num_barriers=c.stages),
+            "free": plgpu.Barrier(num_arrivals=HALVES, num_barriers=c.stages),
+            "given": plgpu.Barrier(num_barriers=HALVES),
+            "taken": plgpu.Barrier(num_barriers=HALVES),
         },
     )
 
 
-def _body(plan: Plan, x_gmem, w_gmem, s_gmem, out_gmem, *, w_smem, x_smem, s_smem, out_smem, ready, free) -> None:
-    form, c = plan.format, plan.config
+@dataclasses.dataclass(frozen=True)
+class _Refs:
+    """Shared memory and barriers. ready: a stage is filled; free: it has been read; given, taken: a sum for the other warpgroup."""
+
+    w_smem: Any
+    x_smem: Any
+    s_smem: Any
+    sum_smem: Any
+    out_smem: Any
+    ready: Any
+    free: Any
+    given: Any
+    taken: Any
+
+
+@dataclasses.dataclass(frozen=True)
+class _Item:
+    """An item of work, in scalars: the steps [start, end) of a tile. number: of the thread block's items; before: steps of those before."""
+
+    number: Any
+    tile: Any
+    split: Any
+    start: Any
+    end: Any
+    before: Any
+
+
+def _body(plan: Plan, x_gmem, w_gmem, s_gmem, out_gmem, **scratch) -> None:
+    c, refs = plan.config, _Refs(**scratch)
     cta, warpgroup = lax.axis_index("cta"), lax.axis_index("warpgroup")
-    blocks, groups = STEP // form.row, STEP // (form.group or STEP)
     each = -(-plan.steps // c.splits)
     items = lax.div(plan.items - cta + plan.ctas - 1, jnp.int32(plan.ctas))
 
     def over_items(work) -> Any:
-        """work: (tile, split, first step, the one after the last, steps before them). Returns how many steps there were."""
+        """How many steps there were."""
 
         def of_item(i: Any, before: Any) -> Any:
             number = cta + i * plan.ctas
             tile, split = lax.rem(number, jnp.int32(plan.tiles)), lax.div(number, jnp.int32(plan.tiles))
             start = jnp.minimum(split * each, plan.steps)
             end = jnp.minimum(start + each, plan.steps)
-            work(tile, split, start, end, before)
+            work(_Item(i, tile, split, start, end, before))
             return before + end - start
 
         return lax.fori_loop(0, items, of_item, jnp.int32(0))
 
-    @pl.when(warpgroup == WARPGROUPS)
+    @pl.when(warpgroup == plan.warpgroups)
     def _() -> None:
         plgpu.set_max_registers(40, action="decrease")
-
-        def produce(tile: Any, split: Any, start: Any, end: Any, before: Any) -> None:
-            channels = pl.ds(tile * TILE, TILE)
-
-            def step(i: Any, _: None) -> None:
-                count = before + i - start
-                stage = lax.rem(count, jnp.int32(c.stages))
-
-                @pl.when(count >= c.stages)
-                def _() -> None:
-                    plgpu.barrier_wait(free.at[stage])
-
-                plgpu.copy_gmem_to_smem(
-                    w_gmem.at[pl.ds(i * blocks, blocks), channels], w_smem.at[stage], ready.at[stage]
-                )
-                plgpu.copy_gmem_to_smem(x_gmem.at[:, pl.ds(i * STEP, STEP)], x_smem.at[stage], ready.at[stage])
-                plgpu.copy_gmem_to_smem(
-                    s_gmem.at[pl.ds(i * groups, groups), channels], s_smem.at[stage], ready.at[stage]
-                )
-
-            lax.fori_loop(start, end, step, None)
-
-        count = over_items(produce)
+        count = over_items(functools.partial(_produce, plan, x_gmem, w_gmem, s_gmem, refs))
         for stage in range(c.stages):
-            pl.when(count > stage)(functools.partial(plgpu.barrier_wait, free.at[stage]))
+            pl.when(count > stage)(functools.partial(plgpu.barrier_wait, refs.free.at[stage]))
 
-    @pl.when(warpgroup < WARPGROUPS)
+    @pl.when(warpgroup < plan.warpgroups)
     def _() -> None:
-        plgpu.set_max_registers(232, action="increase")
-        mine = pl.ds(warpgroup * CHANNELS, CHANNELS)
-
-        def consume(tile: Any, split: Any, start: Any, end: Any, before: Any) -> None:
-            def step(i: Any, acc_RM: jax.Array) -> jax.Array:
-                stage = lax.rem(before + i - start, jnp.int32(c.stages))
-                plgpu.barrier_wait(ready.at[stage])
-                acc_RM = _step(plan, acc_RM, w_smem.at[stage], x_smem.at[stage], s_smem.at[stage], mine)
-                plgpu.barrier_arrive(free.at[stage])
-                return acc_RM
-
-            zeros = jnp.zeros((CHANNELS, plan.rows), jnp.float32)
-            acc_RM = lax.fori_loop(start, end, step, mosaic.layout_cast(zeros, plgpu.Layout.WGMMA))
-            plgpu.wait_smem_to_gmem(0, wait_read_only=True)
-            _store_transposed(out_smem, warpgroup, acc_RM)
-            plgpu.commit_smem()
-            plgpu.copy_smem_to_gmem(
-                out_smem.at[warpgroup], out_gmem.at[split, :, pl.ds(tile * TILE + warpgroup * CHANNELS, CHANNELS)]
-            )
-
-        over_items(consume)
+        plgpu.set_max_registers(104 if plan.turns > 1 else 232, action="increase")
+        half, turn = lax.rem(warpgroup, jnp.int32(HALVES)), lax.div(warpgroup, jnp.int32(HALVES))
+        over_items(functools.partial(_consume, plan, out_gmem, refs, half, turn))
         plgpu.wait_smem_to_gmem(0)
+        if plan.turns > 1:
+            pl.when((turn == 1) & (items > 0))(lambda: plgpu.barrier_wait(refs.taken.at[half]))
+
+
+def _produce(plan: Plan, x_gmem, w_gmem, s_gmem, refs: _Refs, item: _Item) -> None:
+    """The warpgroup that copies: words, x and scales of each step, when its stage is free."""
+    form, stages = plan.format, plan.config.stages
+    blocks, groups = STEP // form.row, STEP // (form.group or STEP)
+    channels = pl.ds(item.tile * TILE, TILE)
+
+    def step(i: Any, _: None) -> None:
+        count = item.before + i - item.start
+        stage = lax.rem(count, jnp.int32(stages))
+
+        @pl.when(count >= stages)
+        def _() -> None:
+            plgpu.barrier_wait(refs.free.at[stage])
+
+        for source, target in (
+            (w_gmem.at[pl.ds(i * blocks, blocks), channels], refs.w_smem),
+            (x_gmem.at[:, pl.ds(i * STEP, STEP)], refs.x_smem),
+            (s_gmem.at[pl.ds(i * groups, groups), channels], refs.s_smem),
+        ):
+            plgpu.copy_gmem_to_smem(source, target.at[stage], refs.ready.at[stage])
+
+    lax.fori_loop(item.start, item.end, step, None)
+
+
+def _consume(plan: Plan, out_gmem, refs: _Refs, half: Any, turn: Any, item: _Item) -> None:
+    """A warpgroup that computes: 64 channels of all steps, or of every other one."""
+    own = item.start + lax.rem(item.before + turn, jnp.int32(plan.turns))
+    count = lax.div(jnp.maximum(item.end - own, 0) + plan.turns - 1, jnp.int32(plan.turns))
+    mine = pl.ds(half * CHANNELS, CHANNELS)
+
+    def step(i: Any, acc_RM: jax.Array) -> jax.Array:
+        stage = lax.rem(item.before + own + plan.turns * i - item.start, jnp.int32(plan.config.stages))
+        plgpu.barrier_wait(refs.ready.at[stage])
+        acc_RM = _step(plan, acc_RM, refs.w_smem.at[stage], refs.x_smem.at[stage], refs.s_smem.at[stage], mine)
+        plgpu.barrier_arrive(refs.free.at[stage])
+        return acc_RM
+
+    zeros = jnp.zeros((CHANNELS, plan.rows), jnp.float32)
+    acc_RM = lax.fori_loop(0, count, step, mosaic.layout_cast(zeros, plgpu.Layout.WGMMA))
+
+    def write(acc_RM: jax.Array) -> None:
+        plgpu.wait_smem_to_gmem(0, wait_read_only=True)
+        _store_transposed(refs.out_smem, half, acc_RM)
+        plgpu.commit_smem()
+        channels = pl.ds(item.tile * TILE + half * CHANNELS, CHANNELS)
+        plgpu.copy_smem_to_gmem(refs.out_smem.at[half], out_gmem.at[item.split, :, channels])
+
+    if plan.turns == 1:
+        write(acc_RM)
+        return
+
+    @pl.when(turn == 1)
+    def _() -> None:
+        pl.when(item.number > 0)(lambda: plgpu.barrier_wait(refs.taken.at[half]))
+        refs.sum_smem[half] = acc_RM
+        plgpu.commit_smem()
+        plgpu.barrier_arrive(refs.given.at[half])
+
+    @pl.when(turn == 0)
+    def _() -> None:
+        plgpu.barrier_wait(refs.given.at[half])
+        other_RM = mosaic.layout_cast(refs.sum_smem[half], plgpu.Layout.WGMMA)
+        plgpu.barrier_arrive(refs.taken.at[half])
+        write(acc_RM + other_RM)
 
 
 def _step(plan: Plan, acc_RM: jax.Array, w_smem: Any, x_smem: Any, s_smem: Any, mine: Any) -> jax.Array:
@@ -263,12 +334,12 @@ def _step(plan: Plan, acc_RM: jax.Array, w_smem: Any, x_smem: Any, s_smem: Any, 
     return acc_RM
 
 
-def _store_transposed(out_smem: Any, warpgroup: Any, acc_RM: jax.Array) -> None:
+def _store_transposed(out_smem: Any, half: Any, acc_RM: jax.Array) -> None:
     if mosaic.interpreting():
-        out_smem[warpgroup] = acc_RM.T.astype(out_smem.dtype)
+        out_smem[half] = acc_RM.T.astype(out_smem.dtype)
         return
     turned = mosaic.layout_cast(acc_RM.astype(out_smem.dtype), plgpu.Layout.WGMMA_TRANSPOSED)
-    mosaic.transposed(out_smem.at[warpgroup])[...] = turned
+    mosaic.transposed(out_smem.at[half])[...] = turned
 
 
 def _unpacked(form: Format, words: jax.Array) -> jax.Array:

@@ -12,7 +12,7 @@ def reference(x: jax.Array, values: jax.Array, scales: jax.Array, options: Optio
     """x (M, K) times the weights (K, N), in at least fp32."""
     wide = jnp.promote_types(x.dtype, jnp.float32)
     w = lax.stop_gradient(dequantize(QuantizedWeights(values, scales, options.format), wide))
-    return jnp.dot(x.astype(wide), w, precision="highest").astype(options.out_dtype)
+    return jnp.dot(x.astype(wide), w, precision="highest").astype(options.out_dtype or x.dtype)
 
 
 def xla(x: jax.Array, values: jax.Array, scales: jax.Array, options: Options) -> jax.Array:
@@ -22,4 +22,4 @@ def xla(x: jax.Array, values: jax.Array, scales: jax.Array, options: Options) ->
     """
     wide = jnp.promote_types(x.dtype, jnp.float32)
     found = jnp.dot(x, lax.stop_gradient(values.astype(x.dtype)), preferred_element_type=wide)
-    return (found * lax.stop_gradient(scales.astype(wide))).astype(options.out_dtype)
+    return (found * lax.stop_gradient(scales.astype(wide))).astype(options.out_dtype or x.dtype)

@@ -11,10 +11,10 @@ from assay_kernels.quant_matmul.formats import STEP, WORDS, Format
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """The static part of a call: the weights' format, and the result's dtype by name."""
+    """The static part of a call: the weights' format, and the result's dtype by name, x's without."""
 
     format: Format
-    out_dtype: str
+    out_dtype: str | None = None
 
 
 def check(x: Any, values: jax.Array, scales: jax.Array, form: Format) -> None:
