@@ -27,9 +27,9 @@ INTERPRETED = (
 
 
 @pytest.fixture(autouse=True)
-def three_multiprocessors(monkeypatch) -> None:
+def two_multiprocessors(monkeypatch) -> None:
     """Few thread blocks, so that each has several items of work, and little is interpreted."""
-    monkeypatch.setattr(mosaic, "current_target", lambda: dataclasses.replace(H200, cores=3))
+    monkeypatch.setattr(mosaic, "current_target", lambda: dataclasses.replace(H200, cores=2))
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -141,7 +141,7 @@ def rule(rows: int, heads: int, slots: int, head_dim: int, target: Target) -> Co
     def last(splits: int) -> int:
         return -(-items * splits // target.cores) * (-(-steps // splits) + SPLIT_COST)
 
-    return dataclasses.replace(found, splits=min(range(1, min(steps, 64) + 1), key=last))
+    return dataclasses.replace(found, splits=min(range(1, min(steps, target.cores) + 1), key=last))
 
 
 def attend(

@@ -22,7 +22,7 @@ def quant_matmul(x: jax.Array, weights: QuantizedWeights, *, out_dtype: Any = No
     packed form, as Frantar et al. 2024 do (arXiv:2408.11743, section 3.4).
 
     x: (*items, K), bf16, fp16, fp32 or fp64. weights: what `quantize` gives. out_dtype: of the result; x's without.
-    impl: "mosaic" (groups, few rows, bf16, a Hopper GPU), "xla" (scales of channels) or "reference"; see assay_kernels.op.
+    impl: "mosaic" (groups, few rows, bf16, a Hopper GPU), "xla" (what auto takes else) or "reference"; see assay_kernels.op.
 
     It can be differentiated with respect to x. The weights are constants: their gradient is none, or 0. Raises TypeError and ValueError for
     other inputs, ImplementationError for an implementation that cannot do it.
@@ -37,8 +37,9 @@ def quant_matmul(x: jax.Array, weights: QuantizedWeights, *, out_dtype: Any = No
 
 
 def _xla_supports(target: Target, x: jax.Array, values: jax.Array, scales: jax.Array, options: Options) -> str | None:
-    if options.format.group is not None:
-        return f"scales of {options.format} do not factor out of the product"
+    form, out = options.format, jnp.dtype(options.out_dtype or x.dtype)
+    if form.group is not None and out.itemsize > x.dtype.itemsize:
+        return f"rounds the weights of {form} to {x.dtype}, the result is asked for in {out}"
     return None
 
 

@@ -96,7 +96,7 @@ def dequantize(weights: QuantizedWeights, dtype: Any = jnp.float32) -> jax.Array
     wide = jnp.promote_types(dtype, jnp.float32)
     form, scales = weights.format, weights.scales.astype(wide)
     if form.group is None:
-        return (weights.values.astype(wide) * scales).astype(dtype)
+        return (weights.values.astype(wide) * scales[None]).astype(dtype)
     values = unpacked(weights.values, form).astype(wide).reshape(-1, form.group, form.shape[1])
     return (values * scales[:, None]).reshape(form.shape).astype(dtype)
 

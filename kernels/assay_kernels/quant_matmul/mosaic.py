@@ -23,7 +23,7 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from assay_kernels import mosaic
 from assay_kernels.quant_matmul.formats import STEP, WORDS, Format, unpacked_rows
-from assay_kernels.quant_matmul.reference import reference
+from assay_kernels.quant_matmul.reference import xla
 from assay_kernels.quant_matmul.shapes import Options
 from assay_kernels.target import Target, current_target
 from assay_kernels.tuning import tuned
@@ -104,7 +104,10 @@ def key(rows: int, form: Format) -> dict[str, int | str]:
 
 
 def rule(rows: int, form: Format, target: Target) -> Config:
-    """As many stages as fit, at most 8, and even, since warpgroups take turns; K is divided only where the tiles leave so many multiprocessors idle that reading slows down."""
+    """As many stages as fit, at most 8, and even, since warpgroups take turns.
+
+    K is divided only where the tiles leave so many multiprocessors idle that reading slows down.
+    """
     tiles, steps = form.shape[1] // TILE, form.shape[0] // STEP
     busy = BUSY * target.cores // 132
     splits = 1 if tiles >= busy else max(1, min(steps // 4, -(-busy // tiles)))
@@ -151,9 +154,9 @@ def _fwd(x: jax.Array, values: jax.Array, scales: jax.Array, options: Options, c
 
 
 def _bwd(options: Options, config: Config, saved: Any, g: jax.Array) -> tuple[Any, Any, Any]:
-    """Of x: a product with the weights the other way round, as the specification has it."""
+    """Of x: XLA's product with the weights the other way round; what trains has more rows than are few."""
     x, values, scales = saved
-    (dx,) = jax.vjp(lambda x: reference(x, values, scales, options), x)[1](g)
+    (dx,) = jax.vjp(lambda x: xla(x, values, scales, options), x)[1](g)
     return dx, None, jnp.zeros_like(scales)
 
 
@@ -364,6 +367,13 @@ _FP8 = """{{ .reg .b32 s, a, b, m; prmt.b32 s, $1, 0, {bytes}; and.b32 a, s, 0x7
 lop3.b32 b, s, 0x80008000, a, 0xEA; mov.b32 m, 0x7b807b80; mul.bf16x2 $0, b, m; }}"""
 
 
+def unpacking(form: Format, pair: int) -> str:
+    """The instructions for a pair of a word."""
+    if form.kind == "fp8":
+        return _FP8.format(bytes=("0x1404", "0x3424")[pair])
+    return _INT8.format(bytes=("0x4140", "0x4342")[pair]) if form.bits == 8 else _INT4.format(shift=4 * pair)
+
+
 def _unpack_registers(form: Format, ctx: Any, words: Any) -> Any:
     """Of a thread: its words of rows r and r + 8, four each, into the pairs of k that the tensor cores take from it."""
     from jax._src.lib.mlir import ir
@@ -379,11 +389,7 @@ def _unpack_registers(form: Format, ctx: Any, words: Any) -> Any:
         for t in range(4):
             word = vector.extract(flat_words[half], dynamic_position=[], static_position=[t])
             for p in range(pairs):
-                code = {
-                    "int4": _INT4.format(shift=4 * p),
-                    "int8": _INT8.format(bytes=("0x4140", "0x4342")[p % 2]),
-                    "fp8": _FP8.format(bytes=("0x1404", "0x3424")[p % 2]),
-                }["fp8" if form.kind == "fp8" else f"int{form.bits}"]
+                code = unpacking(form, p)
                 found = llvm.inline_asm(i32, [word], code, "=r,r")
                 by_pair[pairs * t + p, half] = mgpu.utils.bitcast(found, pair)
     return mgpu.FragmentedArray(_registers=registers, _layout=layout, _is_signed=None)

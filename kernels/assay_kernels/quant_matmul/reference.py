@@ -16,10 +16,16 @@ def reference(x: jax.Array, values: jax.Array, scales: jax.Array, options: Optio
 
 
 def xla(x: jax.Array, values: jax.Array, scales: jax.Array, options: Options) -> jax.Array:
-    """The same for scales of channels: they factor out of the product, and XLA converts values while it multiplies, without a copy.
+    """The same by XLA's product in x's dtype, accumulated in at least fp32.
 
-    Values of four and eight bits are exact in x's dtype, products are accumulated in fp32, and scaled there.
+    Scales of channels factor out: values, which are exact in x's dtype, are converted while they are multiplied, without a copy, and the
+    result is scaled. With groups the weights are first written down in x's dtype, rounded to it.
     """
     wide = jnp.promote_types(x.dtype, jnp.float32)
-    found = jnp.dot(x, lax.stop_gradient(values.astype(x.dtype)), preferred_element_type=wide)
-    return (found * lax.stop_gradient(scales.astype(wide))).astype(options.out_dtype or x.dtype)
+    precision = "highest" if x.dtype == wide else None
+    grouped = options.format.group is not None
+    w = dequantize(QuantizedWeights(values, scales, options.format), x.dtype) if grouped else values.astype(x.dtype)
+    found = jnp.dot(x, lax.stop_gradient(w), preferred_element_type=wide, precision=precision)
+    if not grouped:
+        found = found * lax.stop_gradient(scales.astype(wide))[None]
+    return found.astype(options.out_dtype or x.dtype)
