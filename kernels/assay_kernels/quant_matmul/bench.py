@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from assay_kernels.benching import Bar, Tunable
 from assay_kernels.quant_matmul import mosaic
 from assay_kernels.quant_matmul.api import quant_matmul
-from assay_kernels.quant_matmul.formats import Format, Kind, QuantizedWeights, quantize
+from assay_kernels.quant_matmul.formats import STEP, Format, Kind, QuantizedWeights, quantize
 from assay_kernels.quant_matmul.shapes import Options
 from assay_kernels.target import current_target
 
@@ -102,7 +102,7 @@ def _space(shape: Shape) -> list[mosaic.Config]:
     return [
         c
         for c in candidates
-        if mosaic.shared_bytes(shape.rows, form, c) <= mosaic.SHARED and c.splits <= shape.k // mosaic.STEP
+        if mosaic.shared_bytes(shape.rows, form, c) <= mosaic.SHARED and c.splits <= shape.k // STEP
     ]
 
 

@@ -11,6 +11,8 @@ Letters in names of shapes: M rows of x, K, N as in the op, R the 64 channels of
 
 import dataclasses
 import functools
+import importlib
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -218,13 +220,13 @@ class _Item:
     before: Any
 
 
-def _body(plan: Plan, x_gmem, w_gmem, s_gmem, out_gmem, **scratch) -> None:
+def _body(plan: Plan, x_gmem: Any, w_gmem: Any, s_gmem: Any, out_gmem: Any, **scratch: Any) -> None:
     c, refs = plan.config, _Refs(**scratch)
     cta, warpgroup = lax.axis_index("cta"), lax.axis_index("warpgroup")
     each = -(-plan.steps // c.splits)
     items = lax.div(plan.items - cta + plan.ctas - 1, jnp.int32(plan.ctas))
 
-    def over_items(work) -> Any:
+    def over_items(work: Callable[[_Item], None]) -> Any:
         """How many steps there were."""
 
         def of_item(i: Any, before: Any) -> Any:
@@ -238,14 +240,14 @@ def _body(plan: Plan, x_gmem, w_gmem, s_gmem, out_gmem, **scratch) -> None:
         return lax.fori_loop(0, items, of_item, jnp.int32(0))
 
     @pl.when(warpgroup == plan.warpgroups)
-    def _() -> None:
+    def copies() -> None:
         plgpu.set_max_registers(40, action="decrease")
         count = over_items(functools.partial(_produce, plan, x_gmem, w_gmem, s_gmem, refs))
         for stage in range(c.stages):
             pl.when(count > stage)(functools.partial(plgpu.barrier_wait, refs.free.at[stage]))
 
     @pl.when(warpgroup < plan.warpgroups)
-    def _() -> None:
+    def computes() -> None:
         plgpu.set_max_registers(104 if plan.turns > 1 else 232, action="increase")
         half, turn = lax.rem(warpgroup, jnp.int32(HALVES)), lax.div(warpgroup, jnp.int32(HALVES))
         over_items(functools.partial(_consume, plan, out_gmem, refs, half, turn))
@@ -254,7 +256,7 @@ def _body(plan: Plan, x_gmem, w_gmem, s_gmem, out_gmem, **scratch) -> None:
             pl.when((turn == 1) & (items > 0))(lambda: plgpu.barrier_wait(refs.taken.at[half]))
 
 
-def _produce(plan: Plan, x_gmem, w_gmem, s_gmem, refs: _Refs, item: _Item) -> None:
+def _produce(plan: Plan, x_gmem: Any, w_gmem: Any, s_gmem: Any, refs: _Refs, item: _Item) -> None:
     """The warpgroup that copies: words, x and scales of each step, when its stage is free."""
     form, stages = plan.format, plan.config.stages
     blocks, groups = STEP // form.row, STEP // (form.group or STEP)
@@ -265,7 +267,7 @@ def _produce(plan: Plan, x_gmem, w_gmem, s_gmem, refs: _Refs, item: _Item) -> No
         stage = lax.rem(count, jnp.int32(stages))
 
         @pl.when(count >= stages)
-        def _() -> None:
+        def wait() -> None:
             plgpu.barrier_wait(refs.free.at[stage])
 
         for source, target in (
@@ -278,7 +280,7 @@ def _produce(plan: Plan, x_gmem, w_gmem, s_gmem, refs: _Refs, item: _Item) -> No
     lax.fori_loop(item.start, item.end, step, None)
 
 
-def _consume(plan: Plan, out_gmem, refs: _Refs, half: Any, turn: Any, item: _Item) -> None:
+def _consume(plan: Plan, out_gmem: Any, refs: _Refs, half: Any, turn: Any, item: _Item) -> None:
     """A warpgroup that computes: 64 channels of all steps, or of every other one."""
     own = item.start + lax.rem(item.before + turn, jnp.int32(plan.turns))
     count = lax.div(jnp.maximum(item.end - own, 0) + plan.turns - 1, jnp.int32(plan.turns))
@@ -306,14 +308,14 @@ def _consume(plan: Plan, out_gmem, refs: _Refs, half: Any, turn: Any, item: _Ite
         return
 
     @pl.when(turn == 1)
-    def _() -> None:
+    def give() -> None:
         pl.when(item.number > 0)(lambda: plgpu.barrier_wait(refs.taken.at[half]))
         refs.sum_smem[half] = acc_RM
         plgpu.commit_smem()
         plgpu.barrier_arrive(refs.given.at[half])
 
     @pl.when(turn == 0)
-    def _() -> None:
+    def take() -> None:
         plgpu.barrier_wait(refs.given.at[half])
         other_RM = mosaic.layout_cast(refs.sum_smem[half], plgpu.Layout.WGMMA)
         plgpu.barrier_arrive(refs.taken.at[half])
@@ -326,12 +328,13 @@ def _step(plan: Plan, acc_RM: jax.Array, w_smem: Any, x_smem: Any, s_smem: Any, 
     group = form.group or STEP
     chunk = min(form.row, group)
     for number in range(STEP // group):
-        part_RM = None
+        part_RM: jax.Array | None = None
         for k in range(number * group, (number + 1) * group, chunk):
             w_RC = _unpacked(form, w_smem[k // form.row, mine])
             w_RC = w_RC[:, k % form.row : k % form.row + chunk]
             x_CM = mosaic.transposed(x_smem.at[:, pl.ds(k, chunk)])
             part_RM = mosaic.product(w_RC, x_CM, onto=part_RM)
+        assert part_RM is not None
         scale_R = mosaic.layout_cast(s_smem[number, mine], plgpu.Layout.WGMMA.reduce(1)).astype(jnp.float32)
         acc_RM += lax.broadcast_in_dim(scale_R, acc_RM.shape, [0]) * part_RM
     return acc_RM
@@ -376,9 +379,9 @@ def unpacking(form: Format, pair: int) -> str:
 
 def _unpack_registers(form: Format, ctx: Any, words: Any) -> Any:
     """Of a thread: its words of rows r and r + 8, four each, into the pairs of k that the tensor cores take from it."""
-    from jax._src.lib.mlir import ir
-    from jax._src.lib.mlir.dialects import llvm, vector
-
+    ir: Any = importlib.import_module("jaxlib.mlir.ir")
+    llvm: Any = importlib.import_module("jaxlib.mlir.dialects.llvm")
+    vector: Any = importlib.import_module("jaxlib.mlir.dialects.vector")
     i32, pair = ir.IntegerType.get_signless(32), ir.VectorType.get((2,), ir.BF16Type.get())
     pairs = 4 if form.bits == 4 else 2
     layout = mgpu.WGMMA_LAYOUT

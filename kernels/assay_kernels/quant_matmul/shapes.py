@@ -24,9 +24,8 @@ def check(x: Any, values: jax.Array, scales: jax.Array, form: Format) -> None:
         raise TypeError(f"x is {x.dtype}: must be bf16, fp16, fp32 or fp64")
     if x.ndim < 1 or x.shape[-1] != rows:
         raise ValueError(f"x {x.shape} and weights {form.shape}: x must be (*items, {rows})")
-    if form.group is None:
-        expected = (rows, columns), (columns,)
-    else:
+    expected: tuple[tuple[int, ...], tuple[int, ...]] = (rows, columns), (columns,)
+    if form.group is not None:
         padded = -(-rows // STEP) * STEP
         expected = (padded // form.row, columns, WORDS), (rows // form.group, columns)
     if (values.shape, scales.shape) != expected:
