@@ -32,10 +32,9 @@ from typing import Any
 
 os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.7")  # torch needs some of a GPU's memory too
 import jax
-import jax.numpy as jnp
 
 from assay_kernels import Target, current_target, recording, timing
-from assay_kernels.benching import Bar, Shape, benched
+from assay_kernels.benching import Bar, Shape, apart, benched
 
 ASKED = "NVIDIA H200"  # what the bars are meant for
 APART = 2e-2  # contenders' results that differ more than that, relative in norm, are pointed out; quantised ones may
@@ -222,7 +221,7 @@ class Runner:
         shapes = tuple(x.shape for x in leaves)
         if shapes in self._first:
             first, theirs = self._first[shapes]
-            rows[contender] |= {"apart": float(_apart(leaves, theirs)), "apart_from": first}
+            rows[contender] |= {"apart": apart(leaves, theirs), "apart_from": first}
         else:
             self._first[shapes] = contender, leaves
 
@@ -275,15 +274,6 @@ class Runner:
         self.log.write()
 
 
-@jax.jit
-def _apart(found: Sequence[jax.Array], others: Sequence[jax.Array]) -> jax.Array:
-    """The largest relative difference in norm of two lists of arrays."""
-    wide = [(a.astype(jnp.float32), b.astype(jnp.float32)) for a, b in zip(found, others, strict=True)]
-    return jnp.max(
-        jnp.stack([jnp.linalg.norm((a - b).reshape(-1)) / (jnp.linalg.norm(b.reshape(-1)) + 1e-30) for a, b in wide])
-    )
-
-
 def torch_sees_a_gpu() -> bool:
     """Whether torch is installed and has CUDA."""
     try:
@@ -301,12 +291,12 @@ def report(op: str, name: str, shape: Shape, rows: Mapping[str, Row], ceilings: 
             print(f"  {contender:20s} FAILED {row['error'].splitlines()[0][:160]}")
             continue
         memory = f"{row['temp_bytes'] / 2**20:9.1f} MiB" if "temp_bytes" in row else " " * 13
-        apart = (
+        far = (
             f"  APART by {row['apart']:.1e} from {row['apart_from']}"
             if not float(row.get("apart", 0.0)) <= APART
             else ""
         )
-        print(f"  {contender:20s} {memory}  {_timing(row, shape, rows, ceilings)}".rstrip() + apart)
+        print(f"  {contender:20s} {memory}  {_timing(row, shape, rows, ceilings)}".rstrip() + far)
     sys.stdout.flush()
 
 

@@ -29,10 +29,9 @@ from types import ModuleType
 from typing import Any
 
 import jax
-import numpy as np
 
 from assay_kernels import current_target, timing
-from assay_kernels.benching import Shape, Tunable, benched
+from assay_kernels.benching import Shape, Tunable, apart, benched
 from assay_kernels.tuning import file_name
 
 FAR_BEHIND = 1.5  # times the best, in the first round
@@ -139,7 +138,7 @@ def _tried(candidate: Candidate, function: Callable[..., Any], arguments: Sequen
     try:
         with _said() as said:
             program = jax.jit(function).lower(*arguments).compile()
-            results = [np.asarray(x.astype(np.float32)) for x in jax.tree.leaves(program(*arguments))]
+            results = jax.block_until_ready(jax.tree.leaves(program(*arguments)))
     except Exception as error:  # what Pallas, XLA and ptxas raise is of many kinds
         candidate.refused = f"{type(error).__name__}: {str(error).splitlines()[0][:200] if str(error) else ''}"
         return []
@@ -153,13 +152,10 @@ def _tried(candidate: Candidate, function: Callable[..., Any], arguments: Sequen
 
 
 def _compare(results: Sequence[Any], first: Sequence[Any], config: Any) -> None:
-    for a, b in zip(results, first, strict=True):
-        finite = np.isfinite(b)
-        apart = np.linalg.norm(a[finite] - b[finite]) / (np.linalg.norm(b[finite]) + 1e-30)
-        if not apart <= APART or not np.array_equal(np.isfinite(a), finite):
-            raise Disagreement(
-                f"{config} computes something else than the first configuration (apart by {apart:.1e} in norm)"
-            )
+    if not (difference := apart(results, first)) <= APART:
+        raise Disagreement(
+            f"{config} computes something else than the first configuration (apart by {difference:.1e} in norm)"
+        )
 
 
 def _time(shape: Shape, tunable: Tunable, candidates: list[Candidate], sets: Any, rounds: int, deadline: float) -> None:
