@@ -57,7 +57,7 @@ class Size:
     steps: int = 64
 
 
-FULL, SMOKE = Size(), Size(2, 32, 2, 64, 512, 8, 2, 6)
+FULL, SMOKE = Size(), Size(1, 32, 2, 32, 512, 8, 2, 6)
 
 
 class Tokens:

@@ -16,7 +16,7 @@ SUITE = ROOT / "benchmarks" / "gpu_suite.sh"
 
 
 def suite(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    env = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "JAX_NUMPY_RANK_PROMOTION", "ASSAY_DATA_DIR")}
+    env = {k: v for k, v in os.environ.items() if k not in ("JAX_NUMPY_RANK_PROMOTION", "ASSAY_DATA_DIR")}
     env |= {"PYTHON": sys.executable, "JAX_PLATFORMS": "cpu", **environment}
     return subprocess.run([SUITE, *arguments], env=env, capture_output=True, text=True, check=False)
 
