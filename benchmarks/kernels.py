@@ -23,6 +23,7 @@ import importlib.metadata
 import json
 import os
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -99,6 +100,16 @@ def versions() -> dict[str, str]:
     return found
 
 
+def clocks() -> str | None:
+    """The GPU's driver, clocks and power as nvidia-smi gives them, just after work; None where it cannot be asked."""
+    fields = "driver_version,clocks.sm,clocks.mem,clocks.max.sm,power.draw,temperature.gpu"
+    try:
+        command = ["nvidia-smi", f"--query-gpu={fields}", "--format=csv"]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
 @dataclasses.dataclass(frozen=True)
 class Ceilings:
     """Measured on the device: bytes and floating point operations a second; 0 where they are not."""
@@ -126,6 +137,7 @@ class Runner:
             log.found["ceilings"] = dataclasses.asdict(self.ceilings) | {
                 "launch_seconds": self.launch,
                 "tap_seconds": timing.tap_seconds(),
+                "clocks": clocks(),
             }
             print(
                 f"ceilings: copy {self.ceilings.bandwidth / 1e12:.2f} TB/s, bf16 product {self.ceilings.rate / 1e12:.0f} TFLOP/s; "
