@@ -100,7 +100,7 @@ def torch_sampler(function: Function, sets: Sequence[Sequence[Any]], seconds: fl
     """(times calls of a function of torch tensors by CUDA events, how: "graph", or "launched" where it cannot be captured)."""
     import torch
 
-    tensors = [[torch.from_dlpack(x) for x in arguments] for arguments in sets]
+    tensors = [[torch.from_dlpack(x) for x in jax.block_until_ready(arguments)] for arguments in sets]
     calls = loops_for(seconds, len(sets)) * len(sets)
     begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
 
