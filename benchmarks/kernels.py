@@ -31,7 +31,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.7")  # torch needs some of a GPU's memory too
+if "XLA_PYTHON_CLIENT_MEM_FRACTION" not in os.environ:  # the older name of the same
+    os.environ.setdefault("XLA_CLIENT_MEM_FRACTION", "0.7")  # torch needs some of a GPU's memory too
 import jax
 
 from assay_kernels import Target, current_target, recording, timing
