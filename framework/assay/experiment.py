@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 from assay.errors import ConfigError
-from assay.kinds import Dataset, Metric, Model, Objective, Optimizer, Parallelism, Tracker
+from assay.kinds import Dataset, Kernel, Metric, Model, Objective, Optimizer, Parallelism, Tracker
 
 ComputeDtype = Literal["float32", "bfloat16"]
 OnFault = Literal["stop", "skip", "rewind"]
@@ -17,6 +17,7 @@ class Experiment:
 
     model, dataset, objective, optimizer, parallelism: one plugin each.
     metrics: computed over each evaluated split; the loss itself always is.
+    kernels: further implementations of ops, which run wherever they support the call and none of higher priority does.
     trackers: plugins that receive what is logged, or "installed" for every tracker plugin whose backend can be used here.
         The run directory itself is always written.
     steps: optimizer updates. batch_size: examples in one update, over all devices and micro-batches.
@@ -51,6 +52,7 @@ class Experiment:
     steps: int
     batch_size: int
     metrics: Sequence[Metric] = ()
+    kernels: Sequence[Kernel] = ()
     trackers: Sequence[Tracker] | Literal["installed"] = "installed"
     accumulation: int = 1
     seed: int = 0

@@ -26,6 +26,7 @@ if TYPE_CHECKING:  # listing plugins must not import jax
     from jaxtyping import Array, PyTree
 
     from assay.outcome import Batch, Outcome
+    from assay_kernels import Target
 
 
 @runtime_checkable
@@ -192,6 +193,29 @@ class Importer(Protocol):
         """The model at `path`. Raises DataError for files that are missing or damaged, ConfigError for what Assay cannot represent."""
 
 
+@runtime_checkable
+class Kernel(Protocol):
+    """An implementation of one of assay_kernels' ops. Hashable, as a frozen dataclass of plain values is: it is part of jit's cache key."""
+
+    @property
+    def op(self) -> str:
+        """The op that it implements, such as "attention"; `assay_kernels.ops()` names them all."""
+
+    @property
+    def name(self) -> str:
+        """What it is called in records and in an op's `impl`; none of the op's own implementations' names."""
+
+    @property
+    def priority(self) -> int:
+        """Of the implementations that support a call the highest runs; the reference has 0, Assay's others 5 to 30."""
+
+    def supports(self, target: "Target", *arguments: Any) -> str | None:
+        """None, or in words why it cannot do a call of the op with these arguments on this target."""
+
+    def __call__(self, *arguments: Any) -> Any:
+        """What the op's reference returns for these arguments. Traced under jit; differentiable where the op is."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Kind:
     """One kind of plugin."""
@@ -217,4 +241,5 @@ KINDS: Sequence[Kind] = (
     Kind("parallelism", Parallelism, "logical axes to a device mesh"),
     Kind("tracker", Tracker, "where logged values go"),
     Kind("importer", Importer, "other libraries' models to Assay's"),
+    Kind("kernel", Kernel, "implementations of ops"),
 )

@@ -11,9 +11,11 @@ OP(x, impl="mosaic_sm90")      # this one, or ImplementationError with the reaso
 
 import contextlib
 import dataclasses
+import importlib
 import logging
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+import pkgutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Protocol
 
 import jax
 
@@ -25,11 +27,34 @@ from assay_kernels.tuning import configurations
 Function = Callable[..., Any]
 Supports = Callable[..., str | None]
 _forced = jax.make_user_context(())
+_further: Any = jax.make_user_context(())
 _log = logging.getLogger("assay_kernels")
 
 
 class ImplementationError(ValueError):
     """The implementation asked for cannot do this call; the message says why."""
+
+
+class Further(Protocol):
+    """An implementation from elsewhere, for `using`. Hashable and comparable by value, as a frozen dataclass is."""
+
+    @property
+    def op(self) -> str:
+        """The op that it implements."""
+
+    @property
+    def name(self) -> str:
+        """What it is called in `impl` and in records."""
+
+    @property
+    def priority(self) -> int:
+        """auto takes the highest that supports the call; the reference has 0, those of this package 5 to 30."""
+
+    def supports(self, target: Target, *arguments: Any) -> str | None:
+        """None, or in words why it cannot do a call with these arguments on this target."""
+
+    def __call__(self, *arguments: Any) -> Any:
+        """What the reference returns."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,8 +92,12 @@ class Op:
 
     @property
     def names(self) -> list[str]:
-        """The implementations, the one that is preferred first."""
-        return [i.name for i in sorted(self._implementations.values(), key=lambda i: -i.priority)]
+        """The implementations, those of `using` among them, the one that is preferred first."""
+        return list(self._every())
+
+    def _every(self) -> dict[str, Implementation]:
+        further = [Implementation(f.name, f, f.supports, f.priority) for f in _further.value if f.op == self.name]
+        return {i.name: i for i in sorted([*further, *self._implementations.values()], key=lambda i: -i.priority)}
 
     def __call__(self, *arguments: Any, impl: str = "auto", **options: Any) -> Any:
         """The op by the implementation `impl`, or by the best one. Raises ImplementationError where `impl` cannot do it."""
@@ -93,8 +122,7 @@ class Op:
         if impl != "auto":
             return self._explicit(target, impl, *arguments, **options), {}
         refused: dict[str, str] = {}
-        for name in self.names:
-            implementation = self._implementations[name]
+        for name, implementation in self._every().items():
             reason = implementation.supports(target, *arguments, **options)
             if reason is None:
                 return implementation, refused
@@ -102,14 +130,15 @@ class Op:
         raise AssertionError(f"{self.name}: the reference supports everything")
 
     def _explicit(self, target: Target, impl: str, *arguments: Any, **options: Any) -> Implementation:
-        if impl not in self._implementations:
+        every = self._every()
+        if impl not in every:
             raise ImplementationError(
                 f"{self.name} has no implementation {impl!r}; there are auto, {', '.join(self.names)}"
             )
-        reason = self._implementations[impl].supports(target, *arguments, **options)
+        reason = every[impl].supports(target, *arguments, **options)
         if reason is not None:
             raise ImplementationError(f"{self.name}: {impl} cannot do this call: {reason}")
-        return self._implementations[impl]
+        return every[impl]
 
 
 @contextlib.contextmanager
@@ -117,3 +146,37 @@ def force(**implementations: str) -> Iterator[None]:
     """Inside, each op named uses that implementation wherever its call says "auto"; what jit has traced is traced again."""
     with _forced(tuple(sorted({**dict(_forced.value), **implementations}.items()))):
         yield
+
+
+@contextlib.contextmanager
+def using(*implementations: Further) -> Iterator[None]:
+    """Inside, ops have these implementations as well; what jit has traced is traced again. ValueError for what `problem_of` finds."""
+    for i, implementation in enumerate(implementations):
+        if problem := problem_of(implementation, [*_further.value, *implementations[:i]]):
+            raise ValueError(problem)
+    with _further((*_further.value, *implementations)):
+        yield
+
+
+def problem_of(implementation: Further, others: Sequence[Further] = ()) -> str:
+    """What is wrong with an implementation among `others`, in words, or nothing."""
+    if implementation.op not in ops():
+        return f"{implementation.name} implements {implementation.op!r}; the ops are {', '.join(ops())}"
+    same = [f.name for f in others if f.op == implementation.op]
+    if implementation.name in ["auto", *op_of(implementation.op)._implementations, *same]:
+        return f"{implementation.op} has an implementation {implementation.name!r} already; choose another name"
+    return ""
+
+
+def ops() -> list[str]:
+    """The names of all ops: the packages in this one."""
+    package = importlib.import_module("assay_kernels")
+    return sorted(module.name for module in pkgutil.iter_modules(package.__path__) if module.ispkg)
+
+
+def op_of(name: str) -> Op:
+    """The op of that name. Raises ValueError where there is none."""
+    if name not in ops():
+        raise ValueError(f"there is no op {name!r}; the ops are {', '.join(ops())}")
+    found: Op = importlib.import_module(f"assay_kernels.{name}").OP
+    return found

@@ -13,22 +13,31 @@ _explicit = jax.make_user_context(None)  # unlike a ContextVar it is part of jit
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-    """platform: "cpu", "cuda", "rocm" or "tpu". device_kind: as jax names it. compute_capability: of a CUDA device, such as (9, 0)."""
+    """platform: "cpu", "cuda", "rocm" or "tpu". device_kind: as jax names it. compute_capability: of a CUDA device, such as (9, 0).
+
+    divided: in words, why arrays lie on several devices and the compiler divides what is done with them, which it cannot do with a
+    kernel that it does not know; None where a device has all that its kernels need.
+    """
 
     platform: str
     device_kind: str
     compute_capability: tuple[int, int] | None = None
     cores: int = 1
+    divided: str | None = None
 
     @property
     def is_hopper(self) -> bool:
-        """Whether it is a CUDA device with wgmma and TMA as compute capability 9.0 has them."""
-        return self.platform == "cuda" and self.compute_capability == (9, 0)
+        """Whether kernels for compute capability 9.0 (wgmma, TMA) can be called: on such a CUDA device, on arrays that it has whole."""
+        return self.platform == "cuda" and self.compute_capability == (9, 0) and self.divided is None
 
     def __str__(self) -> str:
-        if self.compute_capability is None:
-            return self.device_kind
-        return f"{self.device_kind} (sm_{self.compute_capability[0]}{self.compute_capability[1]})"
+        capability = self.compute_capability
+        name = self.device_kind if capability is None else f"{self.device_kind} (sm_{capability[0]}{capability[1]})"
+        return (
+            name
+            if self.divided is None
+            else f"{name} among several that the compiler divides arrays over: {self.divided}"
+        )
 
 
 H200 = Target("cuda", "NVIDIA H200", (9, 0), cores=132)

@@ -80,9 +80,9 @@ def examine(op: Op, implementation: str, case: Case, *, runs: int = 10, seed: in
     """
     found = check(op, implementation, case, seed=seed)
     name = f"{op.name}.{implementation}"
-    function, arrays = jitted(op, implementation, case, case.draw(seed), seed)
+    function, arrays = computation(op, implementation, case, case.draw(seed), seed)
     with recording() as choices:
-        program = function.lower(*arrays).compile()
+        program = jax.jit(function).lower(*arrays).compile()
     held = audit(program)
     wrong = disagreements([*choices, *made_before(held, choices)], held)
     assert not wrong, f"{name}: {'; '.join(wrong)}"
@@ -94,19 +94,13 @@ def examine(op: Op, implementation: str, case: Case, *, runs: int = 10, seed: in
     return found
 
 
-def outputs(
+def computation(
     op: Op, implementation: str, case: Case, arguments: Sequence[Any], seed: int = 0
-) -> tuple[list[Any], list[Any]]:
-    """(values, gradients of their sum with random cotangents) of a case, as numpy arrays in the order of jax.tree.leaves."""
-    function, arrays = jitted(op, implementation, case, arguments, seed)
-    values, gradients = function(*arrays)
-    return _numpy(values), _numpy(gradients)
+) -> tuple[Callable[..., tuple[Any, Any]], list[jax.Array]]:
+    """(a function of the arrays among the arguments, those arrays).
 
-
-def jitted(
-    op: Op, implementation: str, case: Case, arguments: Sequence[Any], seed: int = 0
-) -> tuple[Any, list[jax.Array]]:
-    """(a function under jax.jit: arrays -> (values, gradients), the arrays among the arguments) of a case."""
+    The function gives (values, gradients of their sum with random cotangents), without gradients where the case has none.
+    """
     dynamic = [i for i, x in enumerate(arguments) if isinstance(x, jax.Array)]
 
     def call(*arrays: Any) -> Any:
@@ -122,16 +116,25 @@ def jitted(
         cotangents = [rng.normal(size=v.shape) for v in floating]
         wide = [v.astype(jnp.promote_types(v.dtype, jnp.float32)) for v in floating]
         finite = [jnp.where(jnp.isfinite(v), v, 0) for v in wide]
-        return sum(
-            (jnp.sum(v * c.astype(v.dtype)) for v, c in zip(finite, cotangents, strict=True)), jnp.zeros(())
-        ), values
+        products = [jnp.sum(v * c.astype(v.dtype)) for v, c in zip(finite, cotangents, strict=True)]
+        return sum(products, jnp.zeros(())), values
 
-    arrays = [arguments[i] for i in dynamic]
-    if not case.differentiate:
-        return jax.jit(lambda *arrays: (call(*arrays), ())), arrays
-    wanted = tuple(dynamic.index(i) for i in case.differentiate)
-    differentiated = jax.grad(total, wanted, has_aux=True)
-    return jax.jit(lambda *arrays: differentiated(*arrays)[::-1]), arrays
+    def both(*arrays: Any) -> tuple[Any, Any]:
+        if not case.differentiate:
+            return call(*arrays), ()
+        gradients, values = jax.grad(total, [dynamic.index(i) for i in case.differentiate], has_aux=True)(*arrays)
+        return values, gradients
+
+    return both, [arguments[i] for i in dynamic]
+
+
+def outputs(
+    op: Op, implementation: str, case: Case, arguments: Sequence[Any], seed: int = 0
+) -> tuple[list[Any], list[Any]]:
+    """(values, gradients) of `computation` as numpy arrays, in the order of jax.tree.leaves."""
+    function, arrays = computation(op, implementation, case, arguments, seed)
+    values, gradients = jax.jit(function)(*arrays)
+    return _numpy(values), _numpy(gradients)
 
 
 def exact(op: Op, case: Case, arguments: Sequence[Any], seed: int = 0) -> tuple[list[Any], list[Any]]:

@@ -1,14 +1,19 @@
 """A run says which kernels it chose, keeps them in its record, and does not train with others."""
 
+import dataclasses
+from typing import Any, ClassVar
+
 import jax
 import jax.numpy as jnp
 import pytest
 
-from assay import config
-from assay.errors import RunError
+from assay import config, registry
+from assay.errors import ConfigError, RunError
+from assay.plan.plan import make_plan
 from assay.train.kernels import Kernels
 from assay.train.launch import start
 from assay_kernels import Op, compat
+from assay_kernels.linear_cross_entropy.vjp import chunked
 
 EXPERIMENT = """
 experiment.model = @model.transformer()
@@ -71,3 +76,52 @@ def test_a_kernel_that_nobody_chose_is_an_error() -> None:
 
     with pytest.raises(RunError, match="smuggled: fast is in the program, but was not chosen"):
         Kernels(print).compiled(jax.jit(smuggled), jnp.ones(5))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Mine:
+    """A kernel plugin. priority: auto takes the highest."""
+
+    op: ClassVar[str] = "linear_cross_entropy"
+    name: str = "mine"
+    priority: int = 90
+
+    def supports(self, target: Any, x: Any, *others: Any) -> str | None:
+        return None if x.ndim == 2 else "takes two dimensions"
+
+    def __call__(self, *arguments: Any) -> Any:
+        return chunked(*arguments)
+
+
+@pytest.mark.parametrize("priority", [90, 1])
+def test_an_experiment_names_further_kernels(priority: int, tmp_path, capsys) -> None:
+    text = (
+        EXPERIMENT.format(fused="'auto'")
+        + f"experiment.kernels = [@kernel.mine()]\nkernel.mine.priority = {priority}\n"
+    )
+    with registry.temporary("kernel", "mine", Mine):
+        loaded = config.load_text(text, "small.gin")
+        finished = start(loaded, tmp_path)
+    (session,) = finished.run.record()["sessions"]
+    assert [k["implementation"] for k in session["kernels"]] == ["mine" if priority == 90 else "chunked"]
+    assert finished.run.record()["plugins"]["kernel.mine"]
+    capsys.readouterr()
+
+
+def test_a_name_that_is_taken_is_found_before_anything_runs() -> None:
+    text = EXPERIMENT.format(fused="'auto'") + "experiment.kernels = [@kernel.mine()]\nkernel.mine.name = 'chunked'\n"
+    with registry.temporary("kernel", "mine", Mine):
+        loaded = config.load_text(text, "small.gin")
+        with pytest.raises(
+            ConfigError, match=r"experiment.kernels \(small.gin:\d+\): linear_cross_entropy has an impl"
+        ) as error:
+            make_plan(loaded.experiment, loaded.where)
+    assert "'chunked' already; choose another name" in str(error.value)
+
+
+def test_the_count_of_operations_does_not_depend_on_the_kernels() -> None:
+    counts = {
+        make_plan(config.load_text(EXPERIMENT.format(fused=f), "small.gin").experiment).flops_per_step
+        for f in ("'auto'", "None")
+    }
+    assert len(counts) == 1

@@ -32,18 +32,23 @@ def run(args: argparse.Namespace) -> int:
     from assay.track.entries import Image
     from assay.track.media import write_media
     from assay.train.launch import restored
+    from assay_kernels import using
 
     plan, state, step = restored(found, args.step)
     sampler = plan.experiment.objective
     module = plan.module(state)
     if isinstance(sampler, ImageSampler):
-        for name, image in sampler.sample_images(module, plan.spec, seed=args.seed).items():
+        with using(*plan.experiment.kernels):
+            images = sampler.sample_images(module, plan.spec, seed=args.seed)
+        for name, image in images.items():
             print(write_media(found.path / "samples", Image(step, f"{name}-seed{args.seed}", image)))
         return 0
     if not isinstance(sampler, Sampler):
         raise ConfigError(f"run {found.id}: its objective, {type(sampler).__name__}, cannot sample")
     prompts = args.prompt or [""]
     how = {"length": args.length, "temperature": args.temperature, "top_k": args.top_k, "seed": args.seed}
-    for prompt, text in zip(prompts, sampler.sample(module, plan.spec, prompts, **how), strict=True):
+    with using(*plan.experiment.kernels):
+        texts = sampler.sample(module, plan.spec, prompts, **how)
+    for prompt, text in zip(prompts, texts, strict=True):
         print(prompt + text)
     return 0

@@ -12,6 +12,7 @@ from assay.network import Network, Tree
 from assay.outcome import Batch
 from assay.parallel.constrain import layout as active_layout
 from assay.parallel.layout import Layout
+from assay_kernels import using
 
 Variables = tuple[Tree, Tree, Tree]
 Sums = dict[str, dict[str, Any]]
@@ -23,7 +24,7 @@ def make_evaluation_step(experiment: Experiment, network: Network, layout: Layou
 
     def step(variables: Variables, batch: Batch) -> Sums:
         params, frozen, stats = variables
-        with active_layout(layout.sharding):
+        with active_layout(layout.sharding), using(*experiment.kernels):
             module = network.merge(params, stats, experiment.compute_dtype, frozen)
             outcome = experiment.objective(module, batch, train=False, rngs=None).masked(batch["mask"])
         total, weight = outcome.total()

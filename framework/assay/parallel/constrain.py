@@ -2,10 +2,13 @@
 
 import contextlib
 import contextvars
+import dataclasses
 from collections.abc import Callable, Iterator
 
 import jax
 from jax.sharding import NamedSharding
+
+from assay_kernels import current_target, for_target
 
 _Resolve = Callable[[tuple[str | None, ...]], NamedSharding]
 _current: contextvars.ContextVar[_Resolve | None] = contextvars.ContextVar("assay_layout", default=None)
@@ -34,11 +37,23 @@ def parts(axis: str) -> int:
     return size // sharding.shard_shape((size,))[0]
 
 
+def active() -> _Resolve | None:
+    """From logical names of an array's dimensions to its sharding, as the active layout says; None without one."""
+    return _current.get()
+
+
 @contextlib.contextmanager
 def layout(resolve: _Resolve) -> Iterator[None]:
-    """Make `resolve` the active layout. The core enters it inside each traced function, so that jit's cache sees one layout only."""
+    """Make `resolve` the active layout. The core enters it inside each traced function, so that jit's cache sees one layout only.
+
+    On several devices, kernels that the compiler cannot divide are refused inside but for calls by `assay.parallel.per_device`.
+    """
     token = _current.set(resolve)
+    target = current_target()
+    if resolve(()).mesh.size > 1 and target.platform == "cuda":
+        target = dataclasses.replace(target, divided="it is not called through assay.parallel.per_device")
     try:
-        yield
+        with for_target(target):
+            yield
     finally:
         _current.reset(token)

@@ -11,7 +11,7 @@ import optax
 from flax import nnx
 
 from assay.data.spec import DataSpec
-from assay.errors import LayoutError
+from assay.errors import ConfigError, LayoutError
 from assay.experiment import Experiment
 from assay.kinds import Dataset
 from assay.network import Network, make_network
@@ -19,6 +19,7 @@ from assay.parallel.layout import Layout, Where, bytes_per_device, make_layout, 
 from assay.plan.flops import PEAK_FLOPS, Cost, forward_cost
 from assay.train.state import TrainState, abstract_state, optimizer_of, shardings_of
 from assay.train.step import Step, make_step, many
+from assay_kernels import force, ops, problem_of
 
 MAX_STEPS_PER_DISPATCH = 20
 DISPATCH_FLOPS = {"cpu": 1e11}  # a dispatch of about a second on two cores
@@ -100,6 +101,7 @@ def make_plan(experiment: Experiment, where: Where = nowhere, devices: Sequence[
     """
     layout = make_layout(experiment.parallelism, devices, where)
     _check_batch(experiment, layout, where)
+    _check_kernels(experiment, where)
     spec = spec_of(experiment.dataset)
     network = make_network(experiment.model, spec)
     optimizer = optimizer_of(experiment, network)
@@ -152,12 +154,21 @@ def _check_batch(experiment: Experiment, layout: Layout, where: Where) -> None:
         )
 
 
+def _check_kernels(experiment: Experiment, where: Where) -> None:
+    """Raise ConfigError for a kernel that implements no op or has a name that is taken."""
+    kernels = experiment.kernels
+    problems = filter(None, (problem_of(kernel, kernels[:i]) for i, kernel in enumerate(kernels)))
+    if problem := next(problems, ""):
+        raise ConfigError(f"experiment.kernels ({where('experiment.kernels')}): {problem}")
+
+
 def _forward(experiment: Experiment, network: Network) -> Any:
     """The loss of one batch without derivatives, for counting."""
 
     def forward(params: Any, frozen: Any, stats: Any, batch: Any) -> Any:
         module = network.merge(params, stats, experiment.compute_dtype, frozen)
-        return experiment.objective(module, batch, train=False, rngs=None).total()
+        with force(**dict.fromkeys(ops(), "reference")):  # what an op needs at least, whatever runs
+            return experiment.objective(module, batch, train=False, rngs=None).total()
 
     return forward
 

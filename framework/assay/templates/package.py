@@ -26,14 +26,22 @@ BASE: Mapping[str, str] = {
 }
 """An experiment of a few seconds on real data; a package's own replaces one line by its plugin."""
 
+TEXT: Mapping[str, str] = {
+    "model": "@model.transformer()\nmodel.transformer.layers = 1\nmodel.transformer.width = 32\nmodel.transformer.heads = 2",
+    "dataset": "@dataset.python_stdlib()\ndataset.python_stdlib.context = 32\ndataset.python_stdlib.max_bytes = 200_000",
+    "objective": "@objective.next_token()",
+    "metrics": "[@metric.bits_per_byte()]",
+    "batch_size": "16",
+}
+"""The lines of a language model."""
+
 LINES: Mapping[str, Mapping[str, str]] = {
-    "tokenizer": {
-        "model": "@model.transformer()\nmodel.transformer.layers = 1\nmodel.transformer.width = 32\nmodel.transformer.heads = 2",
-        "dataset": "@dataset.python_stdlib()\ndataset.python_stdlib.context = 32\n"
-        "dataset.python_stdlib.max_bytes = 200_000\ndataset.python_stdlib.tokenizer = @tokenizer.my_plugin()",
-        "objective": "@objective.next_token()",
-        "metrics": "[@metric.bits_per_byte()]",
-        "batch_size": "16",
+    "tokenizer": {**TEXT, "dataset": f"{TEXT['dataset']}\ndataset.python_stdlib.tokenizer = @tokenizer.my_plugin()"},
+    "kernel": {
+        **TEXT,
+        "dataset": f"{TEXT['dataset']}\ndataset.python_stdlib.tokenizer = @tokenizer.char()",
+        "objective": f"{TEXT['objective']}\nobjective.next_token.fused_head = 'auto'",
+        "kernels": "[@kernel.my_plugin()]",
     },
     "metric": {"metrics": "[@metric.my_plugin()]"},
     "schedule": {

@@ -11,6 +11,7 @@ from assay.experiment import Experiment
 from assay.registry import REQUIRED
 from assay.testing.dataset import DatasetKit
 from assay.testing.importer import ImporterKit
+from assay.testing.kernel import KernelKit
 from assay.testing.kit import ExpectedFailure, Kit, Result, check, run, skip
 from assay.testing.metric import MetricKit
 from assay.testing.model import ModelKit
@@ -26,6 +27,7 @@ __all__ = [
     "DatasetKit",
     "ExpectedFailure",
     "ImporterKit",
+    "KernelKit",
     "Kit",
     "MetricKit",
     "ModelKit",
@@ -55,6 +57,7 @@ KITS: dict[str, type[Kit]] = {
         ParallelismKit,
         TrackerKit,
         ImporterKit,
+        KernelKit,
     )
 }
 """Kind -> its kit."""

@@ -9,6 +9,7 @@ import jax
 from assay.errors import ConfigError
 from assay.evaluate.sample import ImageSampler, Sampler
 from assay.plan.plan import Plan
+from assay_kernels import using
 
 if TYPE_CHECKING:
     from assay.train.loop import Trainer
@@ -56,13 +57,16 @@ class Sample:
         plan, tracking = trainer.plan, trainer.tracking
         sampler, module, seed = plan.experiment.objective, plan.module(trainer.state), plan.experiment.seed
         if isinstance(sampler, ImageSampler):
-            for name, image in sampler.sample_images(module, plan.spec, seed=seed).items():
+            with using(*plan.experiment.kernels):
+                images = sampler.sample_images(module, plan.spec, seed=seed)
+            for name, image in images.items():
                 tracking.image(step, name, image)
             return
         assert isinstance(sampler, Sampler), "checked when the experiment was prepared"
-        texts = sampler.sample(
-            module, plan.spec, self._prompts, length=SAMPLE_LENGTH, temperature=0.8, top_k=None, seed=seed
-        )
+        with using(*plan.experiment.kernels):
+            texts = sampler.sample(
+                module, plan.spec, self._prompts, length=SAMPLE_LENGTH, temperature=0.8, top_k=None, seed=seed
+            )
         for i, (prompt, text) in enumerate(zip(self._prompts, texts, strict=True)):
             tracking.text(step, f"sample_{i}", prompt + text)
 

@@ -18,6 +18,7 @@ from assay.parallel.constrain import layout as active_layout
 from assay.parallel.layout import Layout
 from assay.train import guard
 from assay.train.state import TrainState
+from assay_kernels import using
 
 Metrics = Mapping[str, Float[Array, ""]]
 Step = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
@@ -48,7 +49,7 @@ def make_inspected_step(
     learning_rate = experiment.optimizer.learning_rate_at(experiment.steps)
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics, Tree, Tree]:
-        with active_layout(layout.sharding):
+        with active_layout(layout.sharding), using(*experiment.kernels):
             gradients, stats, metrics = _gradients(experiment, network, state, batch)
         updates, optimizer_state = optimizer.update(gradients, state.optimizer, state.params)
         params = optax.apply_updates(state.params, updates)

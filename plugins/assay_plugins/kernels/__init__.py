@@ -1,0 +1,1 @@
+"""Implementations of assay_kernels' ops that are plain jax, for any device."""
