@@ -136,7 +136,7 @@ def table(entries: Sequence[Mapping[str, Any]]) -> list[str]:
 def _tried(candidate: Candidate, function: Callable[..., Any], arguments: Sequence[Any], launch: float) -> list[Any]:
     """Compile and run it once; its results, or none and the reason in `refused`."""
     try:
-        with _said() as said:
+        with overheard() as said:
             program = jax.jit(function).lower(*arguments).compile()
             results = jax.block_until_ready(jax.tree.leaves(program(*arguments)))
     except Exception as error:  # what Pallas, XLA and ptxas raise is of many kinds
@@ -209,7 +209,7 @@ def _identity(entry: Mapping[str, Any]) -> tuple[str, str, str]:
 
 
 @contextlib.contextmanager
-def _said() -> Iterator[Callable[[], str]]:
+def overheard() -> Iterator[Callable[[], str]]:
     """What is written to the process' output and error inside, also by ptxas and C++; it is not shown."""
     os.environ["MOSAIC_GPU_DUMP_PTXAS"] = "1"
     sys.stdout.flush()
