@@ -11,7 +11,8 @@ that of one call. Medians over the rounds, with their extremes; a ratio is the m
 that operations and bytes allow over the time taken.
 
 A bar is asked of an H200 (those on memory of every device); on another device it is printed for comparison. Exit status: 0 when all that
-was asked holds and no contender failed. An unfinished --json file of the same versions and settings is gone on with.
+was asked holds and no contender failed. Shapes with a bar come first. An unfinished --json file of the same versions and settings is
+gone on with.
 """
 
 import argparse
@@ -152,16 +153,20 @@ class Runner:
         self._first: dict[Any, tuple[str, Any]] = {}
         functions = self._tried(op, name, "contenders", lambda: bench.contenders(shape)) or {}
         programs: dict[str, Any] = {}
-        for contender, function in functions.items():
-            row = self._row(op, name, shape, contender)
-            with self._failing(row):
-                began = time.perf_counter()
-                with recording() as choices:
-                    programs[contender] = jax.jit(function).lower(*shape.abstract()).compile()
-                row["compile_seconds"] = time.perf_counter() - began
-                row["choices"] = [choice.as_json() for choice in choices]
-                row["temp_bytes"] = programs[contender].memory_analysis().temp_size_in_bytes
-            self.log.write()
+        with concurrent.futures.ThreadPoolExecutor(4 if self.on_gpu else 1) as pool:
+            compiling: dict[str, tuple[Row, Any]] = {}
+            for contender, function in functions.items():
+                row = self._row(op, name, shape, contender)
+                with self._failing(row):
+                    with recording() as choices:
+                        lowered = jax.jit(function).lower(*shape.abstract())
+                    row["choices"] = [choice.as_json() for choice in choices]
+                    compiling[contender] = row, pool.submit(lowered.compile)
+            for contender, (row, program) in compiling.items():
+                with self._failing(row):
+                    programs[contender] = program.result()
+                    row["temp_bytes"] = programs[contender].memory_analysis().temp_size_in_bytes
+                self.log.write()
         if self.times(shape):
             self._time(op, bench, name, {k: functions[k] for k in programs}, programs)
         self._first = {}
@@ -410,7 +415,8 @@ def main() -> int:
     print(f"device: {current_target()}; {', '.join(f'{k} {v}' for k, v in log.found['versions'].items())}", flush=True)
     runner = Runner(log, rounds, args.memory_only)
     for op, bench in benches.items():
-        for name in [least(bench)] if args.smoke else args.shape or bench.SHAPES:
+        barred = {bar.shape for bar in bench.BARS}
+        for name in [least(bench)] if args.smoke else args.shape or sorted(bench.SHAPES, key=lambda n: n not in barred):
             if name in bench.SHAPES and not log.is_done(op, name):
                 run_shape(runner, op, bench, name)
     log.found["complete"] = True
