@@ -77,7 +77,7 @@ def tune(
     """
     candidates = [Candidate(config) for config in tunable.space(shape)]
     arguments = shape.arguments()
-    sets = timing.buffer_sets(arguments)
+    sets = timing.buffer_sets(arguments, shape.bytes)
     launch = timing.launch_seconds()
     first: list[Any] | None = None
     for i, candidate in enumerate(candidates):

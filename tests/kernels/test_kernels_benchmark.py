@@ -143,6 +143,7 @@ def test_on_a_gpu_calls_are_chained_and_shares_of_the_ceilings_are_printed(
     monkeypatch.setattr(kernels, "current_target", lambda: H200)
     monkeypatch.setattr(timing, "copy_bandwidth", lambda: 4e12)
     monkeypatch.setattr(timing, "product_rate", lambda: 8e14)
+    monkeypatch.setattr(timing, "tap_seconds", lambda: 1e-6)
     path = tmp_path / "kernels.json"
     assert (
         run(kernels, monkeypatch, "--shape", "small", "--rounds", "2", "--json", str(path)) == 1
@@ -150,8 +151,9 @@ def test_on_a_gpu_calls_are_chained_and_shares_of_the_ceilings_are_printed(
     found = json.loads(path.read_text())
     assert found["ceilings"]["bandwidth"] == 4e12
     row = found["rows"][0]
-    assert (row["method"], row["argument_sets"], len(row["seconds"])) == ("chain", 1, 2)
-    assert row["calls"] >= 2
+    assert (row["method"], row["argument_sets"], len(row["seconds"])) == ("chain", 3, 2)
+    assert row["calls"] >= 2 * 3
+    assert row["seconds"] == [pytest.approx(max(one - 1e-6, one / 2)) for one in row["with_tap"]]
     out = capsys.readouterr().out
     assert "% of ceiling" in out
     assert "product (target >= 1000000000.0)" in out
@@ -193,7 +195,12 @@ def test_buffers_are_more_than_the_cache_holds(monkeypatch) -> None:
     sets = timing.buffer_sets((jnp.ones(1000), jnp.ones(0)))
     assert len(sets) == 3
     assert len({x.unsafe_buffer_pointer() for x, _ in sets}) == 3
+    assert (
+        len(timing.buffer_sets((jnp.ones(1000),), touched=2000)) == 5
+    )  # a call that does not read all of its arguments
     assert len(timing.buffer_sets((jnp.ones(1),))) == timing.MOST_SETS
+    monkeypatch.setattr(timing, "MOST_BYTES", 9000)
+    assert len(timing.buffer_sets((jnp.ones(1000),))) == 2
 
 
 def test_what_raises_while_it_is_timed_is_left_out() -> None:

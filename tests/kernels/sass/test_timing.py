@@ -29,3 +29,15 @@ def test_a_chain_holds_its_calls_and_no_copies() -> None:
     assert (len(taps), len(products)) == (2, 2)
     assert not re.search(r"= bf16\[512,256\]\S* copy\(", inside)
     assert not re.search(r"= bf16\[256,128\]\S* copy\(", text)
+
+
+def test_the_taps_of_a_chain_that_does_nothing_are_all_there() -> None:
+    one = jax.ShapeDtypeStruct((128,), jnp.float32)
+    structure = jax.tree.structure((one,))
+
+    def chained(arrays: list[jax.Array], first: jax.Array) -> list[jax.Array]:
+        return timing.chain(lambda x: x, 5)(arrays, [timing.Fixed((), (), first, structure) for _ in arrays])
+
+    text = compile_for_h200(lambda *arrays: chained(list(arrays), arrays[0][0]), *[one] * 4).as_text()
+    inside = text[: text.index("\nENTRY")]
+    assert len(re.findall(r"\n  %\S+ = f32\[128\]\S* fusion\(", inside)) == 4
