@@ -57,7 +57,7 @@ class Size:
     steps: int = 64
 
 
-FULL, SMOKE = Size(), Size(2, 32, 2, 64, 512, 8, 2, 6)
+FULL, SMOKE = Size(), Size(1, 32, 2, 32, 512, 8, 2, 6)
 
 
 class Tokens:
@@ -283,11 +283,11 @@ def train(args: argparse.Namespace) -> int:
         f"target >= {TARGET:,}, bar >= {BAR:,} on an H200" + ("" if asked else "; not asked of this run"),
         rate >= BAR or not asked,
     )
-    _compare_losses(log, args)
+    compare_losses(log, args)
     return log.end()
 
 
-def _compare_losses(log: Log, args: argparse.Namespace) -> None:
+def compare_losses(log: Log, args: argparse.Namespace) -> None:
     """With the stored ones, if there are any of the same tokens and settings."""
     if not args.losses.exists():
         print(f"losses: {args.losses.name} is not there, nothing to compare with")
