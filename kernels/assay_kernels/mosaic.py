@@ -42,6 +42,11 @@ def layout_cast(x: jax.Array, layout: Any) -> jax.Array:
     return cast
 
 
+def iota(shape: tuple[int, ...], dimension: int, layout: Any) -> jax.Array:
+    """int32 indices along a dimension."""
+    return layout_cast(jax.lax.broadcasted_iota(jax.numpy.int32, shape, dimension), layout)
+
+
 def transposed(ref: Any) -> Any:
     """A reference with its two axes exchanged, as an operand of wgmma."""
     return ref.transpose(1, 0) if hasattr(ref, "transpose") else plgpu.transpose_ref(ref, (1, 0))
@@ -52,6 +57,13 @@ def swizzled(width: int, dtype: Any) -> tuple[Any, ...]:
     itemsize = jax.numpy.dtype(dtype).itemsize
     swizzle = plgpu.find_swizzle(width * itemsize * 8)
     return plgpu.TilingTransform((8, swizzle // itemsize)), plgpu.SwizzleTransform(swizzle)
+
+
+def padded(x: jax.Array, axis: int, multiple: int) -> jax.Array:
+    """`x`, with zeros up to a multiple along an axis for the interpreter alone: TMA reads zeros beyond an array's end by itself."""
+    if not interpreting() or x.shape[axis] % multiple == 0:
+        return x
+    return jax.numpy.pad(x, [(0, -size % multiple if i == axis else 0) for i, size in enumerate(x.shape)])
 
 
 def interpreting() -> bool:
