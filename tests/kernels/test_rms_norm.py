@@ -1,33 +1,37 @@
 """rms_norm: the specification, and the Mosaic kernels in the interpreter against it, at the edges of shapes and values."""
 
+import dataclasses
 import functools
-from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 from flax import nnx
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
+from jax.test_util import check_grads
 
 from assay_kernels import H200, ImplementationError, audit, disagreements, for_target, mosaic, recording
 from assay_kernels.aot import custom_calls, lower_for_cuda, lower_gradient_for_cuda
-from assay_kernels.rms_norm import OP, Options, bench, rms_norm
+from assay_kernels.rms_norm import OP, bench, rms_norm
 from assay_kernels.rms_norm import mosaic as kernels
-from assay_kernels.rms_norm.cases import CALLS, CASES, Call
-from assay_kernels.testing import Case, check
+from assay_kernels.rms_norm.cases import CASES, Call
+from assay_kernels.testing import check
 
-FEW = ("one row, across", "a tile and one row", "residual", "heads")
+INTERPRETED = {
+    "short rows": Call((9 * 16 + 3,), 128, epsilon=0.0),
+    "long rows and residual": Call((5,), 768, "float32", residual=True),
+}
+EDGES = ("one row", "heads", "fp16", "huge", "tiny", "rows of zeros")
 
 
 def shape(*sizes: int, dtype: str = "bfloat16") -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(sizes, dtype)
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", EDGES)
 def test_the_specification_is_as_exact_as_its_dtype(name: str) -> None:
     check(OP, "reference", CASES[name])
 
@@ -44,39 +48,30 @@ def test_it_is_flax_rmsnorm() -> None:
 
 def test_the_gradient_is_that_of_finite_differences() -> None:
     with jax.enable_x64(True):
-        x, w, r, _ = (jnp.asarray(v, "float64") if v is not None else v for v in (*Call((3,), 8).draw(0)[:3], None))
-        r = 0.5 * x
+        x, w = (jnp.asarray(v, "float64") for v in Call((3,), 8).draw(0)[:2])
         f = lambda x, w, r: sum(jnp.sum(jnp.sin(v)) for v in rms_norm(x, w, residual=r, eps=0.1))
-        jax.test_util.check_grads(f, (x, w, r), order=2, modes=("fwd", "rev"))
-    assert optax.global_norm(jax.grad(lambda x: jnp.sum(rms_norm(x, jnp.ones(4))))(jnp.zeros((2, 4)))) > 0
+        check_grads(f, (x, w, 0.5 * x), order=1)
 
 
-@pytest.mark.parametrize("name", FEW)
-def test_the_kernels_are_as_exact_as_the_specification(name: str) -> None:
-    check(OP, "mosaic", CASES[name], interpret=True)
+@pytest.fixture
+def small(monkeypatch) -> None:
+    """One multiprocessor with two warpgroups and rings of two: they walk over more tiles than a ring holds, and add dw up."""
+    monkeypatch.setattr(kernels, "current_target", lambda: dataclasses.replace(H200, cores=1))
+    monkeypatch.setattr(kernels, "tuned", lambda *a, **k: kernels.Config(2, 2))
+
+
+@pytest.mark.parametrize("name", INTERPRETED)
+def test_the_kernels_are_as_exact_as_the_specification(name: str, small) -> None:
+    check(OP, "mosaic", INTERPRETED[name].case(), interpret=True)
 
 
 @pytest.mark.skipif(jax.__version_info__ < (0, 11), reason="jax 0.10's interpreter sees only a part of the races")
-@pytest.mark.parametrize("name", ["a tile and one row", "one row, across"])
-def test_nothing_is_used_that_a_copy_may_still_write_or_read(name: str, monkeypatch) -> None:
-    monkeypatch.setattr(kernels, "current_target", lambda: H200.__class__("cuda", "NVIDIA H200", (9, 0), cores=1))
-    check(OP, "mosaic", CASES[name], interpret=True, races=True)
+@pytest.mark.parametrize("name", INTERPRETED)
+def test_nothing_is_used_that_a_copy_may_still_write_or_read(name: str, small) -> None:
+    check(OP, "mosaic", INTERPRETED[name].case(), interpret=True, races=True)
 
 
-@pytest.mark.parametrize("across", [False, True])
-def test_each_warpgroup_walks_over_more_tiles_than_its_ring_holds(across: bool, monkeypatch) -> None:
-    """On one multiprocessor, two warpgroups with rings of two: slots are filled again, and the gradients of w are added up."""
-    walks(across, monkeypatch)
-
-
-def walks(across: bool, monkeypatch: Any, races: bool = False) -> None:
-    monkeypatch.setattr(kernels, "current_target", lambda: H200.__class__("cuda", "NVIDIA H200", (9, 0), cores=1))
-    monkeypatch.setattr(kernels, "tuned", lambda *a, **k: kernels.Config(2, 2))
-    call = Call((11,), 768, "float32") if across else Call((9 * 16 + 3,), 128, "float32")
-    check(OP, "mosaic", call.case(), interpret=True, races=races)
-
-
-def test_these_tests_see_the_wrong_mask(monkeypatch) -> None:
+def test_these_tests_see_the_wrong_mask(small, monkeypatch) -> None:
     """With epsilon = 0 what lies beyond the last row has an infinite factor."""
     monkeypatch.setattr(mosaic, "iota", lambda shape, *rest: jnp.zeros(shape, jnp.int32) - 1000)
     with pytest.raises(AssertionError, match="gradient 1"):

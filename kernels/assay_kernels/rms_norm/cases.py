@@ -52,7 +52,7 @@ CALLS: Mapping[str, Call] = {
 LARGE: Mapping[str, Call] = {
     "long rows": Call((4099,), 4096),
     "long rows and residual": Call((2, 1031), 8192, residual=True),
-    "fp32": Call((1021,), 8192, "float32", residual=True),
+    "fp32": Call((1021,), 8192, "float32"),
     "gemma 2": Call((1021,), 2304),
     "many short rows": Call((100003, 8), 64),
     "heads of 128": Call((65537,), 128, residual=True),
