@@ -99,6 +99,13 @@ def swizzled(width: int, dtype: Any) -> tuple[Any, ...]:
     return plgpu.TilingTransform((8, swizzle // itemsize)), plgpu.SwizzleTransform(swizzle)
 
 
+def padded(x: jax.Array, axis: int, multiple: int) -> jax.Array:
+    """`x`, with zeros up to a multiple along an axis for the interpreter alone: TMA reads zeros beyond an array's end by itself."""
+    if not interpreting() or x.shape[axis] % multiple == 0:
+        return x
+    return jax.numpy.pad(x, [(0, -size % multiple if i == axis else 0) for i, size in enumerate(x.shape)])
+
+
 def interpreting() -> bool:
     """Whether Mosaic kernels that are traced now run in the interpreter."""
     return _interpreted.value is not None
