@@ -246,7 +246,7 @@ def about() -> dict[str, Any]:
     import jax
 
     device = jax.devices()[0]
-    found = {"platform_version": device.client.platform_version.split("\n")[0]}
+    found = {"platform_version": device.client.platform_version.replace("\n", "; ")}
     for name in ("jax", "jaxlib", "flax", "optax", "jax-cuda13-plugin", "nvidia-cudnn-cu13"):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             found[name] = importlib.metadata.version(name)

@@ -95,7 +95,7 @@ class Log:
 
 def versions() -> dict[str, str]:
     """Of the packages that matter, as far as they are installed."""
-    found = {"platform_version": jax.devices()[0].client.platform_version.split("\n")[0]}
+    found = {"platform_version": jax.devices()[0].client.platform_version.replace("\n", "; ")}
     for name in VERSIONS:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             found[name] = importlib.metadata.version(name)
