@@ -67,6 +67,7 @@ def product(a: Any, b: Any, *, onto: jax.Array | None = None) -> jax.Array:
     shape = (a.shape[0], b.shape[1])
     if interpreting():
         values = [x if isinstance(x, jax.Array) else _held(x) for x in (a, b)]
+        plgpu.commit_smem()  # wgmma reads as copies do; these loads do not, and a copy that follows would seem to race with them
         found = jax.numpy.dot(*values, preferred_element_type=jax.numpy.float32)
         return found if onto is None else onto + found
     if onto is not None:

@@ -328,6 +328,7 @@ def _step(plan: Plan, acc_RM: jax.Array, w_smem: Any, x_smem: Any, s_smem: Any, 
     group = form.group or STEP
     chunk = min(form.row, group)
     for number in range(STEP // group):
+        scale_R = mosaic.layout_cast(s_smem[number, mine], plgpu.Layout.WGMMA.reduce(1)).astype(jnp.float32)
         part_RM: jax.Array | None = None
         for k in range(number * group, (number + 1) * group, chunk):
             w_RC = _unpacked(form, w_smem[k // form.row, mine])
@@ -335,7 +336,6 @@ def _step(plan: Plan, acc_RM: jax.Array, w_smem: Any, x_smem: Any, s_smem: Any, 
             x_CM = mosaic.transposed(x_smem.at[:, pl.ds(k, chunk)])
             part_RM = mosaic.product(w_RC, x_CM, onto=part_RM)
         assert part_RM is not None
-        scale_R = mosaic.layout_cast(s_smem[number, mine], plgpu.Layout.WGMMA.reduce(1)).astype(jnp.float32)
         acc_RM += lax.broadcast_in_dim(scale_R, acc_RM.shape, [0]) * part_RM
     return acc_RM
 
