@@ -57,7 +57,7 @@ class Size:
     steps: int = 64
 
 
-FULL, SMOKE = Size(), Size(2, 32, 2, 64, 512, 8, 2, 6)
+FULL, SMOKE = Size(), Size(1, 32, 2, 32, 512, 8, 2, 6)
 
 
 class Tokens:
@@ -246,7 +246,7 @@ def about() -> dict[str, Any]:
     import jax
 
     device = jax.devices()[0]
-    found = {"platform_version": device.client.platform_version.split("\n")[0]}
+    found = {"platform_version": device.client.platform_version.replace("\n", "; ")}
     for name in ("jax", "jaxlib", "flax", "optax", "jax-cuda13-plugin", "nvidia-cudnn-cu13"):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             found[name] = importlib.metadata.version(name)
@@ -283,11 +283,11 @@ def train(args: argparse.Namespace) -> int:
         f"target >= {TARGET:,}, bar >= {BAR:,} on an H200" + ("" if asked else "; not asked of this run"),
         rate >= BAR or not asked,
     )
-    _compare_losses(log, args)
+    compare_losses(log, args)
     return log.end()
 
 
-def _compare_losses(log: Log, args: argparse.Namespace) -> None:
+def compare_losses(log: Log, args: argparse.Namespace) -> None:
     """With the stored ones, if there are any of the same tokens and settings."""
     if not args.losses.exists():
         print(f"losses: {args.losses.name} is not there, nothing to compare with")

@@ -11,7 +11,8 @@ that of one call. Medians over the rounds, with their extremes; a ratio is the m
 that operations and bytes allow over the time taken.
 
 A bar is asked of an H200 (those on memory of every device); on another device it is printed for comparison. Exit status: 0 when all that
-was asked holds and no contender failed. An unfinished --json file of the same versions and settings is gone on with.
+was asked holds and no contender failed. Shapes with a bar come first. An unfinished --json file of the same versions and settings is
+gone on with.
 """
 
 import argparse
@@ -23,6 +24,7 @@ import importlib.metadata
 import json
 import os
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -30,12 +32,12 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.7")  # torch needs some of a GPU's memory too
+if "XLA_PYTHON_CLIENT_MEM_FRACTION" not in os.environ:  # the older name of the same
+    os.environ.setdefault("XLA_CLIENT_MEM_FRACTION", "0.7")  # torch needs some of a GPU's memory too
 import jax
-import jax.numpy as jnp
 
 from assay_kernels import Target, current_target, recording, timing
-from assay_kernels.benching import Bar, Shape, benched
+from assay_kernels.benching import Bar, Shape, apart, benched
 
 ASKED = "NVIDIA H200"  # what the bars are meant for
 APART = 2e-2  # contenders' results that differ more than that, relative in norm, are pointed out; quantised ones may
@@ -93,11 +95,21 @@ class Log:
 
 def versions() -> dict[str, str]:
     """Of the packages that matter, as far as they are installed."""
-    found = {"platform_version": jax.devices()[0].client.platform_version.split("\n")[0]}
+    found = {"platform_version": jax.devices()[0].client.platform_version.replace("\n", "; ")}
     for name in VERSIONS:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             found[name] = importlib.metadata.version(name)
     return found
+
+
+def clocks() -> str | None:
+    """The GPU's driver, clocks and power as nvidia-smi gives them, just after work; None where it cannot be asked."""
+    fields = "driver_version,clocks.sm,clocks.mem,clocks.max.sm,power.draw,temperature.gpu"
+    try:
+        command = ["nvidia-smi", f"--query-gpu={fields}", "--format=csv"]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,18 +132,19 @@ class Runner:
     def __init__(self, log: Log, rounds: int, memory_only: bool) -> None:
         self.log, self.rounds, self.memory_only = log, rounds, memory_only
         self.on_gpu = current_target().platform in ("cuda", "rocm")
-        self.ceilings, self.launch = Ceilings(), 0.0
+        self.ceilings, self.launch, self.tap = Ceilings(), 0.0, 0.0
         if self.on_gpu and not memory_only:
             self.ceilings = Ceilings(timing.copy_bandwidth(), timing.product_rate())
-            self.launch = timing.launch_seconds()
+            self.launch, self.tap = timing.launch_seconds(), timing.tap_seconds()
             log.found["ceilings"] = dataclasses.asdict(self.ceilings) | {
                 "launch_seconds": self.launch,
-                "tap_seconds": timing.tap_seconds(),
+                "tap_seconds": self.tap,
+                "clocks": clocks(),
             }
             print(
                 f"ceilings: copy {self.ceilings.bandwidth / 1e12:.2f} TB/s, bf16 product {self.ceilings.rate / 1e12:.0f} TFLOP/s; "
                 f"a call from Python {self.launch * 1e6:.0f} us, the tap of a chained call "
-                f"{log.found['ceilings']['tap_seconds'] * 1e6:.1f} us (not subtracted)"
+                f"{self.tap * 1e6:.1f} us, which is taken off"
             )
 
     def measure(self, op: str, bench: ModuleType, name: str) -> None:
@@ -140,16 +153,20 @@ class Runner:
         self._first: dict[Any, tuple[str, Any]] = {}
         functions = self._tried(op, name, "contenders", lambda: bench.contenders(shape)) or {}
         programs: dict[str, Any] = {}
-        for contender, function in functions.items():
-            row = self._row(op, name, shape, contender)
-            with self._failing(row):
-                began = time.perf_counter()
-                with recording() as choices:
-                    programs[contender] = jax.jit(function).lower(*shape.abstract()).compile()
-                row["compile_seconds"] = time.perf_counter() - began
-                row["choices"] = [choice.as_json() for choice in choices]
-                row["temp_bytes"] = programs[contender].memory_analysis().temp_size_in_bytes
-            self.log.write()
+        with concurrent.futures.ThreadPoolExecutor(4 if self.on_gpu else 1) as pool:
+            compiling: dict[str, tuple[Row, Any]] = {}
+            for contender, function in functions.items():
+                row = self._row(op, name, shape, contender)
+                with self._failing(row):
+                    with recording() as choices:
+                        lowered = jax.jit(function).lower(*shape.abstract())
+                    row["choices"] = [choice.as_json() for choice in choices]
+                    compiling[contender] = row, pool.submit(lowered.compile)
+            for contender, (row, program) in compiling.items():
+                with self._failing(row):
+                    programs[contender] = program.result()
+                    row["temp_bytes"] = programs[contender].memory_analysis().temp_size_in_bytes
+                self.log.write()
         if self.times(shape):
             self._time(op, bench, name, {k: functions[k] for k in programs}, programs)
         self._first = {}
@@ -173,7 +190,7 @@ class Runner:
                     samplers[contender] = timing.call_sampler(program, arguments)
                     rows[contender] |= {"method": "call", "calls": 1}
         else:
-            sets = timing.buffer_sets(arguments)
+            sets = timing.buffer_sets(arguments, shape.bytes)
             samplers |= self._chains(shape, functions, programs, sets, rows)
             samplers |= self._of_torch(op, bench, name, sets)
         rows = self.log.rows(op, name)
@@ -182,7 +199,10 @@ class Runner:
             self._fail(rows[contender], error)
 
         for contender, seconds in timing.in_turns(samplers, self.rounds, failed).items():
-            rows[contender]["seconds"] = seconds
+            row = rows[contender]
+            row["seconds"] = seconds
+            if row["method"] == "chain":
+                row |= {"seconds": [max(one - self.tap, one / 2) for one in seconds], "with_tap": seconds}
 
     def _chains(
         self,
@@ -222,7 +242,7 @@ class Runner:
         shapes = tuple(x.shape for x in leaves)
         if shapes in self._first:
             first, theirs = self._first[shapes]
-            rows[contender] |= {"apart": float(_apart(leaves, theirs)), "apart_from": first}
+            rows[contender] |= {"apart": apart(leaves, theirs), "apart_from": first}
         else:
             self._first[shapes] = contender, leaves
 
@@ -275,15 +295,6 @@ class Runner:
         self.log.write()
 
 
-@jax.jit
-def _apart(found: Sequence[jax.Array], others: Sequence[jax.Array]) -> jax.Array:
-    """The largest relative difference in norm of two lists of arrays."""
-    wide = [(a.astype(jnp.float32), b.astype(jnp.float32)) for a, b in zip(found, others, strict=True)]
-    return jnp.max(
-        jnp.stack([jnp.linalg.norm((a - b).reshape(-1)) / (jnp.linalg.norm(b.reshape(-1)) + 1e-30) for a, b in wide])
-    )
-
-
 def torch_sees_a_gpu() -> bool:
     """Whether torch is installed and has CUDA."""
     try:
@@ -301,12 +312,12 @@ def report(op: str, name: str, shape: Shape, rows: Mapping[str, Row], ceilings: 
             print(f"  {contender:20s} FAILED {row['error'].splitlines()[0][:160]}")
             continue
         memory = f"{row['temp_bytes'] / 2**20:9.1f} MiB" if "temp_bytes" in row else " " * 13
-        apart = (
+        far = (
             f"  APART by {row['apart']:.1e} from {row['apart_from']}"
             if not float(row.get("apart", 0.0)) <= APART
             else ""
         )
-        print(f"  {contender:20s} {memory}  {_timing(row, shape, rows, ceilings)}".rstrip() + apart)
+        print(f"  {contender:20s} {memory}  {_timing(row, shape, rows, ceilings)}".rstrip() + far)
     sys.stdout.flush()
 
 
@@ -407,7 +418,8 @@ def main() -> int:
     print(f"device: {current_target()}; {', '.join(f'{k} {v}' for k, v in log.found['versions'].items())}", flush=True)
     runner = Runner(log, rounds, args.memory_only)
     for op, bench in benches.items():
-        for name in [least(bench)] if args.smoke else args.shape or bench.SHAPES:
+        barred = {bar.shape for bar in bench.BARS}
+        for name in [least(bench)] if args.smoke else args.shape or sorted(bench.SHAPES, key=lambda n: n not in barred):
             if name in bench.SHAPES and not log.is_done(op, name):
                 run_shape(runner, op, bench, name)
     log.found["complete"] = True

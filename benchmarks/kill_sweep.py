@@ -111,11 +111,12 @@ class Place:
     def start(self) -> list[subprocess.Popen[str]]:
         """`assay run`, or `assay resume` where there is a run, in as many processes as the layout has."""
         words = ["resume", self.run.id] if self.run else ["run", "small.gin"]
+        flags = os.environ.get("XLA_FLAGS", "")  # of one that is there twice, the last counts
         environment = os.environ | {
             "ASSAY_RUNS": str(self.path / "runs"),
             "ASSAY_CACHE_DIR": str(self.cache),
             "JAX_PLATFORMS": "cpu",
-            "XLA_FLAGS": f"--xla_force_host_platform_device_count={self.layout.devices}",
+            "XLA_FLAGS": f"{flags} --xla_force_host_platform_device_count={self.layout.devices}".strip(),
         }
         address = f"127.0.0.1:{_free_port()}"
         started: list[subprocess.Popen[str]] = []

@@ -107,9 +107,10 @@ def _session(folder: Path, processes: int, jobs: Sequence[Job]) -> None:
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{found.getsockname()[1]}"
+    flags = os.environ.get("XLA_FLAGS", "")  # of one that is there twice, the last counts
     environment = os.environ | {
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={DEVICES // processes}",
+        "XLA_FLAGS": f"{flags} --xla_force_host_platform_device_count={DEVICES // processes}".strip(),
         "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, Protocol
 
 import jax
+import jax.numpy as jnp
 
 
 class Shape(Protocol):
@@ -60,6 +61,20 @@ class Tunable:
     exact: tuple[str, ...]
     space: Callable[[Any], Sequence[Any]]
     run: Callable[[Any, Any], Callable[..., Any]]
+
+
+def apart(found: Any, others: Any) -> float:
+    """The largest relative difference in norm of two trees of arrays of the same shapes; infinite where they are finite in other places."""
+    pairs = zip(jax.tree.leaves(found), jax.tree.leaves(others), strict=True)
+    return max((float(_apart(a, b)) for a, b in pairs if a.size), default=0.0)
+
+
+@jax.jit
+def _apart(a: jax.Array, b: jax.Array) -> jax.Array:
+    a, b = (x.astype(jnp.float32).reshape(-1) for x in (a, b))
+    finite = jnp.isfinite(b)
+    a, b, same = jnp.where(finite, a, 0), jnp.where(finite, b, 0), jnp.all(jnp.isfinite(a) == finite)
+    return jnp.where(same, jnp.linalg.norm(a - b) / (jnp.linalg.norm(b) + 1e-30), jnp.inf)
 
 
 def benched() -> list[str]:

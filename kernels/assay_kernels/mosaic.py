@@ -70,7 +70,7 @@ def product(a: Any, b: Any, *, onto: jax.Array | None = None) -> jax.Array:
         found = jax.numpy.dot(*values, preferred_element_type=jax.numpy.float32)
         return found if onto is None else onto + found
     if onto is not None:
-        added: jax.Array = pl.run_state(lambda acc: plgpu.wgmma(acc, a, b))(plgpu.ACC.init(onto))
+        added: jax.Array = pl.run_state(lambda acc: plgpu.wgmma(acc, a, b))(plgpu.WGMMAAccumulatorRef.init(onto))
         return added
 
     def alone(acc: Any) -> jax.Array:
@@ -78,7 +78,7 @@ def product(a: Any, b: Any, *, onto: jax.Array | None = None) -> jax.Array:
         found: jax.Array = acc[...]
         return found
 
-    fresh: jax.Array = pl.run_scoped(alone, plgpu.ACC(shape, jax.numpy.float32))
+    fresh: jax.Array = pl.run_scoped(alone, plgpu.WGMMAAccumulatorRef(shape, jax.numpy.float32))
     return fresh
 
 
@@ -97,6 +97,13 @@ def swizzled(width: int, dtype: Any) -> tuple[Any, ...]:
     itemsize = jax.numpy.dtype(dtype).itemsize
     swizzle = plgpu.find_swizzle(width * itemsize * 8)
     return plgpu.TilingTransform((8, swizzle // itemsize)), plgpu.SwizzleTransform(swizzle)
+
+
+def padded(x: jax.Array, axis: int, multiple: int) -> jax.Array:
+    """`x`, with zeros up to a multiple along an axis for the interpreter alone: TMA reads zeros beyond an array's end by itself."""
+    if not interpreting() or x.shape[axis] % multiple == 0:
+        return x
+    return jax.numpy.pad(x, [(0, -size % multiple if i == axis else 0) for i, size in enumerate(x.shape)])
 
 
 def interpreting() -> bool:

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from assay_kernels.op import Op
-from assay_kernels.record import audit, disagreements, recording
+from assay_kernels.record import audit, disagreements, made_before, recording
 from assay_kernels.target import H200, for_target
 
 VALUE_FACTOR, GRADIENT_FACTOR = 2.0, 3.0
@@ -83,7 +83,8 @@ def examine(op: Op, implementation: str, case: Case, *, runs: int = 10, seed: in
     function, arrays = computation(op, implementation, case, case.draw(seed), seed)
     with recording() as choices:
         program = jax.jit(function).lower(*arrays).compile()
-    wrong = disagreements(choices, audit(program))
+    held = audit(program)
+    wrong = disagreements([*choices, *made_before(held, choices)], held)
     assert not wrong, f"{name}: {'; '.join(wrong)}"
     first = _bits(program(*arrays))
     for run in range(1, runs):

@@ -2,9 +2,9 @@
 
 A call from Python costs tens of microseconds, more than many kernels take. So one program calls the function many times. After each call a
 tap reads one element of every result and writes one element of the next call's first argument, by the value that it has anyway: the
-calls cannot overlap, XLA can neither leave one out nor move parts of it out of the loop, and no array is copied. The tap is in the time:
-one small kernel, about two microseconds (`tap_seconds`), the same for everything that is timed so. The arguments are in as many buffers as
-the second-level cache cannot hold, and the calls go round them.
+calls cannot overlap, XLA can neither leave one out nor move parts of it out of the loop, and no array is copied. The tap is in the time of
+a chain: one small kernel, the same for everything that is timed so; `tap_seconds` measures it, for who wants to take it off. The arguments
+are in as many buffers as the second-level cache cannot hold, and the calls go round them.
 """
 
 import dataclasses
@@ -21,16 +21,20 @@ Sampler = Callable[[], float]
 """Measures once: seconds of one call."""
 
 CACHE = 256 << 20  # bytes; several times the second-level cache of any GPU so far
-MOST_SETS = 16
+MOST_SETS, MOST_BYTES = 16, 16 << 30
 SAMPLE = 0.03  # seconds of one measurement
 MOST_CALLS = 4000
-_IMPROBABLE = 1.2345678e33
+_IMPROBABLE = 112.0  # a number in every dtype, or XLA would know that no result can be equal to it
 
 
-def buffer_sets(arguments: Sequence[Any]) -> list[tuple[Any, ...]]:
-    """The arguments, and as many copies of them as it takes to be larger than the cache."""
-    size = sum(x.nbytes for x in jax.tree.leaves(arguments))
-    count = min(MOST_SETS, max(1, math.ceil(CACHE / max(size, 1))))
+def buffer_sets(arguments: Sequence[Any], touched: int = 0) -> list[tuple[Any, ...]]:
+    """The arguments, and as many copies of them as it takes to be larger than the cache.
+
+    touched: bytes that a call reads and writes at least, where that is known: it may be far less than the arguments.
+    """
+    size = max(1, sum(x.nbytes for x in jax.tree.leaves(arguments)))
+    count = math.ceil(CACHE / max(1, min(size, touched or size)))
+    count = min(count, MOST_SETS, max(1, MOST_BYTES // size))
     return [tuple(arguments), *(jax.tree.map(jnp.copy, tuple(arguments)) for _ in range(count - 1))]
 
 
@@ -100,7 +104,7 @@ def torch_sampler(function: Function, sets: Sequence[Sequence[Any]], seconds: fl
     """(times calls of a function of torch tensors by CUDA events, how: "graph", or "launched" where it cannot be captured)."""
     import torch
 
-    tensors = [[torch.from_dlpack(x) for x in arguments] for arguments in sets]
+    tensors = [[torch.from_dlpack(x) for x in jax.block_until_ready(arguments)] for arguments in sets]
     calls = loops_for(seconds, len(sets)) * len(sets)
     begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
 
@@ -157,9 +161,9 @@ def launch_seconds() -> float:
 
 
 def tap_seconds() -> float:
-    """What the tap of a chain costs: the time of a chain of calls that do nothing."""
-    moving, fixed = divided([(jnp.ones((1,)),)])
-    loops = MOST_CALLS
+    """What the tap of a chain costs: the time of a call in a chain of calls that do nothing."""
+    moving, fixed = divided([(jnp.ones((128,)),) for _ in range(MOST_SETS)])
+    loops = MOST_CALLS // MOST_SETS
     sample = chained_sampler(chain(lambda x: x, loops), moving, fixed, loops)
     return min(sample() for _ in range(3))
 
@@ -199,4 +203,5 @@ def _tapped(results: Any, following: jax.Array, first: jax.Array) -> jax.Array:
     """`following`, with its first element written again once the results are there."""
     values = [x[(0,) * x.ndim].astype(jnp.float32) for x in jax.tree.leaves(results) if x.size]
     seen = sum(values, jnp.float32(0))
-    return following.at[(0,) * following.ndim].set(jnp.where(seen == _IMPROBABLE, seen.astype(first.dtype), first))
+    written = jnp.where(seen == _IMPROBABLE, seen.astype(first.dtype), first)
+    return jax.lax.dynamic_update_slice(following, written.reshape((1,) * following.ndim), (0,) * following.ndim)

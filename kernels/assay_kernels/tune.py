@@ -29,10 +29,9 @@ from types import ModuleType
 from typing import Any
 
 import jax
-import numpy as np
 
 from assay_kernels import current_target, timing
-from assay_kernels.benching import Shape, Tunable, benched
+from assay_kernels.benching import Shape, Tunable, apart, benched
 from assay_kernels.tuning import file_name
 
 FAR_BEHIND = 1.5  # times the best, in the first round
@@ -78,7 +77,7 @@ def tune(
     """
     candidates = [Candidate(config) for config in tunable.space(shape)]
     arguments = shape.arguments()
-    sets = timing.buffer_sets(arguments)
+    sets = timing.buffer_sets(arguments, shape.bytes)
     launch = timing.launch_seconds()
     first: list[Any] | None = None
     for i, candidate in enumerate(candidates):
@@ -137,9 +136,9 @@ def table(entries: Sequence[Mapping[str, Any]]) -> list[str]:
 def _tried(candidate: Candidate, function: Callable[..., Any], arguments: Sequence[Any], launch: float) -> list[Any]:
     """Compile and run it once; its results, or none and the reason in `refused`."""
     try:
-        with _said() as said:
+        with overheard() as said:
             program = jax.jit(function).lower(*arguments).compile()
-            results = [np.asarray(x.astype(np.float32)) for x in jax.tree.leaves(program(*arguments))]
+            results = jax.block_until_ready(jax.tree.leaves(program(*arguments)))
     except Exception as error:  # what Pallas, XLA and ptxas raise is of many kinds
         candidate.refused = f"{type(error).__name__}: {str(error).splitlines()[0][:200] if str(error) else ''}"
         return []
@@ -153,13 +152,10 @@ def _tried(candidate: Candidate, function: Callable[..., Any], arguments: Sequen
 
 
 def _compare(results: Sequence[Any], first: Sequence[Any], config: Any) -> None:
-    for a, b in zip(results, first, strict=True):
-        finite = np.isfinite(b)
-        apart = np.linalg.norm(a[finite] - b[finite]) / (np.linalg.norm(b[finite]) + 1e-30)
-        if not apart <= APART or not np.array_equal(np.isfinite(a), finite):
-            raise Disagreement(
-                f"{config} computes something else than the first configuration (apart by {apart:.1e} in norm)"
-            )
+    if not (difference := apart(results, first)) <= APART:
+        raise Disagreement(
+            f"{config} computes something else than the first configuration (apart by {difference:.1e} in norm)"
+        )
 
 
 def _time(shape: Shape, tunable: Tunable, candidates: list[Candidate], sets: Any, rounds: int, deadline: float) -> None:
@@ -213,7 +209,7 @@ def _identity(entry: Mapping[str, Any]) -> tuple[str, str, str]:
 
 
 @contextlib.contextmanager
-def _said() -> Iterator[Callable[[], str]]:
+def overheard() -> Iterator[Callable[[], str]]:
     """What is written to the process' output and error inside, also by ptxas and C++; it is not shown."""
     os.environ["MOSAIC_GPU_DUMP_PTXAS"] = "1"
     sys.stdout.flush()

@@ -21,8 +21,8 @@ from assay.plan.flops import forward_cost
 from assay.testing.examples import SPECS, batch_of
 from assay.testing.model import ModelKit
 from assay.train.launch import start
+from assay_kernels.linear_scan import linear_scan, runs_of, step
 from assay_plugins.models.mamba2 import Mamba2
-from assay_plugins.models.ssd import runs_of, ssd, ssd_step
 from assay_plugins.objectives.next_token import NextToken
 from assay_plugins.parallelism.fsdp import FSDP
 from assay_plugins.parallelism.fsdp_tensor import FSDPTensor
@@ -34,7 +34,7 @@ EXPERIMENT = Path(__file__).parents[2] / "experiments/lm_code_ssm.gin"
 
 
 def recurrence(x, log_decay, b, c, runs, state=None):
-    """The definition, position by position in float64: shapes as `ssd` has them."""
+    """The definition, position by position in float64: shapes as `linear_scan` has them."""
     x, log_decay, b, c = (np.asarray(a, np.float64) for a in (x, log_decay, b, c))
     share = x.shape[2] // b.shape[2]
     h = np.zeros((*x.shape[:1], *x.shape[2:], b.shape[-1])) if state is None else np.asarray(state, np.float64)
@@ -67,12 +67,12 @@ def random_runs(length: int, rows: int = 2) -> np.ndarray:
 
 
 def by_steps(x, log_decay, b, c, runs, state):
-    """`ssd_step` over the positions, the state set to 0 between documents."""
+    """`step` over the positions, the state set to 0 between documents."""
     outputs = []
     for t in range(x.shape[1]):
         if t:
             state = jnp.where((runs[:, t] == runs[:, t - 1])[:, None, None, None], state, 0)
-        y, state = ssd_step(x[:, t], log_decay[:, t], b[:, t], c[:, t], state)
+        y, state = step(x[:, t], log_decay[:, t], b[:, t], c[:, t], state)
         outputs.append(y)
     return jnp.stack(outputs, axis=1), state
 
@@ -83,7 +83,7 @@ def test_chunks_equal_the_recurrence(length: int, packed: bool) -> None:
     arrays, runs = drawn(length), random_runs(length) * packed
     state = jnp.asarray(np.random.default_rng(1).normal(size=(2, 4, 3, 5)), jnp.float32)
     given = jnp.asarray(runs) if packed else None
-    y, last = jax.jit(lambda *a: ssd(*a, chunk=8, runs=given, state=state))(*arrays)
+    y, last = jax.jit(lambda *a: linear_scan(*a, chunk=8, runs=given, state=state))(*arrays)
     for expected, expected_last in (recurrence(*arrays, runs, state), by_steps(*arrays, runs, state)):
         np.testing.assert_allclose(y, expected, rtol=0, atol=1e-5)
         np.testing.assert_allclose(last, expected_last, rtol=0, atol=1e-5)
@@ -99,7 +99,7 @@ def test_gradients_of_chunks_equal_those_of_the_recurrence(packed: bool) -> None
     def loss(arrays: Any, chunked: bool) -> jax.Array:
         *arrays, state = arrays
         if chunked:
-            y, last = ssd(*arrays, chunk=8, runs=runs if packed else None, state=state)
+            y, last = linear_scan(*arrays, chunk=8, runs=runs if packed else None, state=state)
         else:
             y, last = by_steps(*arrays, runs, state)
         return jnp.sum(y * weights) + jnp.sum(last**2)
@@ -116,7 +116,7 @@ def test_strong_decay_gives_finite_gradients() -> None:
     arrays = drawn(32, rate=40.0)
 
     def total(*arrays: Any) -> tuple[jax.Array, jax.Array]:
-        y, _ = ssd(*arrays, chunk=32)
+        y, _ = linear_scan(*arrays, chunk=32)
         return jnp.sum(y**2), y
 
     gradients, y = jax.jit(jax.grad(total, argnums=(0, 1, 2, 3), has_aux=True))(*arrays)
@@ -388,7 +388,7 @@ def test_every_layout_gives_the_same_logits_and_gradients(parallelism: Any) -> N
 def test_sums_are_fp32_under_bfloat16(chunk: int) -> None:
     # 511 equal terms: a sum kept in bf16 stops growing at 256, and one rounded to bf16 is 512.
     ones = lambda *shape: jnp.ones((1, 511, *shape), jnp.bfloat16)
-    y, state = ssd(ones(1, 1), jnp.zeros((1, 511, 1)), ones(1, 1), ones(1, 1), chunk=chunk)
+    y, state = linear_scan(ones(1, 1), jnp.zeros((1, 511, 1)), ones(1, 1), ones(1, 1), chunk=chunk)
     assert y.dtype == jnp.bfloat16
     assert state.dtype == jnp.float32
     assert float(state[0, 0, 0, 0]) == 511

@@ -13,6 +13,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from assay.parallel.per_device import Axes, per_device
+from assay_kernels.rms_norm import normalised, rms_norm
+
 Initializer = Callable[[jax.Array, tuple[int, ...], jnp.dtype], jax.Array]
 Norm = Literal["rmsnorm", "layernorm"]
 
@@ -71,8 +74,10 @@ class RMSNorm(nnx.Module):
 
     def __call__(self, x: Float[Array, "... width"]) -> Float[Array, "... width"]:
         """x, normalised; same shape and dtype."""
-        unit = standardised(x.astype(jnp.float32), self.epsilon, False)
-        return unit.astype(x.dtype) * aligned(self.scale[...], x.ndim)
+        axes: Axes = (*("batch", "sequence", "act_heads")[: x.ndim - 1], None)
+        norm = per_device(functools.partial(rms_norm, eps=self.epsilon), [axes, None], axes)
+        y: Array = norm(x, self.scale[...])
+        return y
 
 
 class LayerNorm(nnx.Module):
@@ -97,33 +102,31 @@ def make_norm(kind: Norm, axis: str | None, width: int, *, epsilon: float, bias:
     return LayerNorm(axis, width, epsilon=epsilon, bias=bias)
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(1, 2))
 def standardised(x: Float[Array, "... width"], epsilon: float, centred: bool) -> Float[Array, "... width"]:
-    """x / sqrt(mean(x^2) + epsilon) over the last dimension, after taking away its mean if `centred`.
-
-    The derivative is given in closed form, u' = (x' - mean(x') - u mean(u x')) / sqrt(...), which is a few percent of a small
-    model's step faster than the chain rule through the two means.
-    """
-    return _standardised(x, epsilon, centred)[0]
+    """x / sqrt(mean(x^2) + epsilon) over the last dimension, after taking away its mean if `centred`."""
+    y: Array = _centred(x, epsilon) if centred else normalised(x, epsilon)
+    return y
 
 
-@standardised.defjvp
-def _standardised_jvp(
-    epsilon: float, centred: bool, primals: tuple[Array], tangents: tuple[Array]
-) -> tuple[Array, Array]:
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
+def _centred(x: Array, epsilon: float) -> Array:
+    """(x - mean(x)) / sqrt(variance + epsilon), with its derivative in closed form, as that of assay_kernels' `normalised`."""
+    return _centred_and_factor(x, epsilon)[0]
+
+
+@_centred.defjvp
+def _centred_jvp(epsilon: float, primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
     """(value, directional derivative)."""
     (x,), (dx,) = primals, tangents
-    unit, factor = _standardised(x, epsilon, centred)
-    along = unit * jnp.mean(unit * dx, axis=-1, keepdims=True)
-    if centred:  # unit has mean 0, so both means are of dx itself: its transpose then needs one pass over the cotangent
-        along = along + jnp.mean(dx, axis=-1, keepdims=True)
+    unit, factor = _centred_and_factor(x, epsilon)
+    # unit has mean 0, so both means are of dx itself: the transpose then needs one pass over the cotangent.
+    along = unit * jnp.mean(unit * dx, axis=-1, keepdims=True) + jnp.mean(dx, axis=-1, keepdims=True)
     return unit, factor * (dx - along)
 
 
-def _standardised(x: Array, epsilon: float, centred: bool) -> tuple[Array, Array]:
+def _centred_and_factor(x: Array, epsilon: float) -> tuple[Array, Array]:
     """(the value, 1 / sqrt(...))."""
-    if centred:
-        x = x - jnp.mean(x, axis=-1, keepdims=True)
+    x = x - jnp.mean(x, axis=-1, keepdims=True)
     factor = jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + epsilon)
     return x * factor, factor
 

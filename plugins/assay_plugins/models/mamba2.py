@@ -11,13 +11,13 @@ from jaxtyping import Array, Float, Int
 from assay.data.spec import DataSpec
 from assay.outcome import Batch
 from assay.parallel.constrain import constrain
+from assay_kernels.linear_scan import runs_of
 from assay_plugins.models.block import STD
 from assay_plugins.models.checks import at_least, divides, fraction
 from assay_plugins.models.heads import kernel_of, logits_of
 from assay_plugins.models.layers import Embedding, Linear, RMSNorm, dropout, dropout_key, normal
 from assay_plugins.models.remat import Remat, rematerialised
 from assay_plugins.models.specs import tokens_of
-from assay_plugins.models.ssd import runs_of
 from assay_plugins.models.ssm import SSMBlock, SSMCache, SSMOptions
 
 

@@ -10,12 +10,15 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from assay.parallel.constrain import constrain
+from assay_kernels.linear_scan import linear_scan, step
 from assay_plugins.models.layers import Linear, RMSNorm, aligned, dropout, standardised
 from assay_plugins.models.short_convolution import ShortConvolution, uniform
-from assay_plugins.models.ssd import State, ssd, ssd_step
 
 DECAY_RATES = (1.0, 16.0)  # uniform; those and the time steps are the initial values of the paper's code
 TIME_STEPS = (1e-3, 1e-1)  # uniform in the logarithm
+
+State = Float[Array, "batch heads head_dim state"]
+"""h of the recurrence after some position, fp32."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -58,7 +61,7 @@ class SSMBlock(nnx.Module):
         runs: Int[Array, "batch seq"] | None = None,
         dropout_key: Array | None = None,
     ) -> Float[Array, "batch seq width"]:
-        """One block further. runs: numbers of the documents in each row (see ssd.runs_of)."""
+        """One block further. runs: numbers of the documents in each row (see assay_kernels.linear_scan.runs_of)."""
         mixed, _ = self.mixer(self.norm(x), self.mixer.init_cache(x.shape[0], x.dtype), runs)
         return constrain(x + dropout(mixed, self.dropout_rate, dropout_key), "batch", "sequence", "act_embed")
 
@@ -141,8 +144,8 @@ class SSM(nnx.Module):
         log_decay = -aligned(jnp.exp(self.log_rate[...].astype(jnp.float32)), 3) * dt
         x = (x * dt[..., None]).astype(x.dtype)
         if x.shape[1] > 1:
-            return ssd(x, log_decay, b, c, chunk=self.options.chunk, runs=runs, state=state)
-        y, state = ssd_step(x[:, 0], log_decay[:, 0], b[:, 0], c[:, 0], state)
+            return linear_scan(x, log_decay, b, c, chunk=self.options.chunk, runs=runs, state=state)
+        y, state = step(x[:, 0], log_decay[:, 0], b[:, 0], c[:, 0], state)
         return y[:, None], state
 
     def _gated(self, y: Array, z: Array) -> Array:

@@ -1,0 +1,154 @@
+"""linear_scan against its recurrence in float64 and a library's convolution, at the edges of chunks and runs, inside transformations."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.signal
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
+
+from assay_kernels import H200, audit, disagreements, for_target, recording
+from assay_kernels.aot import lower_for_cuda, lower_gradient_for_cuda
+from assay_kernels.linear_scan import OP, bench, chunked, linear_scan
+from assay_kernels.linear_scan.cases import CALLS, CASES, Call
+from assay_kernels.testing import check
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_chunks_are_as_exact_as_the_recurrence(name: str) -> None:
+    check(OP, "chunked", CASES[name])
+
+
+@pytest.mark.parametrize("impl", ["reference", "chunked"])
+def test_it_is_scipys_filter_where_nothing_changes_with_time(impl: str) -> None:
+    """A constant decay, b and c make y_t = c b (a y_{t-1} + x_t), a filter with one pole."""
+    x = np.random.default_rng(0).normal(size=50)
+    expected = 0.5 * 0.7 * scipy.signal.lfilter([1.0], [1.0, -0.8], x)
+    full = lambda value: jnp.full((1, 50, 1, 1), value)
+    y, last = linear_scan(
+        jnp.asarray(x, jnp.float32).reshape(1, 50, 1, 1),
+        jnp.full((1, 50, 1), np.log(0.8), jnp.float32),
+        full(0.5),
+        full(0.7),
+        chunk=16,
+        impl=impl,
+    )
+    np.testing.assert_allclose(y[0, :, 0, 0], expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(last[0, 0, 0, 0] * 0.7, expected[-1], rtol=1e-5)
+
+
+@pytest.mark.parametrize("impl", ["reference", "chunked"])
+def test_what_lies_before_a_run_does_not_reach_it(impl: str) -> None:
+    x, log_decay, b, c, *_ = Call(seq=40, batch=1).draw(0)
+    runs = jnp.asarray([[0] * 23 + [1] * 17])
+    poisoned = [v.at[:, :23].set(1e30) for v in (x, b, c)]
+    y, last = linear_scan(poisoned[0], log_decay, *poisoned[1:], chunk=16, runs=runs, impl=impl)
+    alone, after = linear_scan(*(v[:, 23:] for v in (x, log_decay, b, c)), chunk=16, impl=impl)
+    np.testing.assert_allclose(y[:, 23:], alone, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(last, after, rtol=1e-5, atol=1e-6)
+
+
+def test_inside_vmap_scan_and_remat() -> None:
+    draws = [Call(seq=20).draw(seed)[:4] for seed in (0, 1)]
+    one = lambda arrays: jnp.sum(jnp.sin(linear_scan(*arrays, chunk=8)[0]))
+    gradients = jax.grad(one)
+    several = jax.tree.map(lambda *v: jnp.stack(v), *draws)
+    expected = jax.tree.map(lambda *v: jnp.stack(v), *map(gradients, draws))
+    ways = {
+        "vmap": jax.vmap(gradients),
+        "scan": lambda many: jax.lax.scan(lambda _, arrays: (None, gradients(arrays)), None, many)[1],
+        "remat": jax.vmap(jax.grad(jax.checkpoint(one))),
+    }
+    for way in ways.values():
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), way(several), expected)
+
+
+def test_batch_and_heads_divided_over_two_devices() -> None:
+    x, log_decay, b, c, *_ = Call(seq=20, heads=4).draw(0)
+    for name, heads in (("data", None), (None, "heads")):
+        mesh = Mesh(np.asarray(jax.devices()[:2]), ("data" if name else "heads",))
+        shared = P(name)
+        divided = jax.shard_map(
+            functools.partial(linear_scan, chunk=8),
+            mesh=mesh,
+            in_specs=(P(name, None, heads), P(name, None, heads), shared, shared),
+            out_specs=(P(name, None, heads), P(name, heads)),
+            check_vma=False,
+        )
+        found, expected = jax.jit(divided)(x, log_decay, b, c), linear_scan(x, log_decay, b, c, chunk=8)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), found, expected)
+
+
+def test_value_and_gradient_are_lowered_for_cuda() -> None:
+    shapes = [v if v is None else jax.ShapeDtypeStruct(v.shape, v.dtype) for v in CALLS["bf16"].draw(0)[:4]]
+
+    def loss(*arrays: Any) -> jax.Array:
+        y, last = linear_scan(*arrays, chunk=16)
+        return jnp.sum(y.astype(jnp.float32)) + jnp.sum(last)
+
+    with recording() as choices:
+        for text in (lower_for_cuda(loss, *shapes), lower_gradient_for_cuda(loss, *shapes)):
+            assert 'assay_kernel = "linear_scan.chunked"' in text
+    assert {(c.implementation, c.target) for c in choices} == {("chunked", H200)}
+
+
+def test_the_record_and_the_compiled_gradient_agree() -> None:
+    arrays = Call(seq=20).draw(0)[:4]
+    with recording() as choices:
+        compiled = jax.jit(jax.grad(lambda *a: jnp.sum(linear_scan(*a, chunk=8)[0]))).lower(*arrays).compile()
+    assert [c.implementation for c in choices] == ["chunked"]
+    assert disagreements(choices, audit(compiled)) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"x": jnp.ones((2, 4, 2, 3), jnp.int32)}, "x is int32, b float32 and c float32: must have one floating"),
+        ({"x": jnp.ones((2, 4, 6))}, r"x \(2, 4, 6\): must be \(batch, seq, heads, head_dim\)"),
+        ({"log_decay": jnp.ones((2, 4))}, r"log_decay is float32\[2, 4\]: must be float32\[2, 4, 2\]"),
+        ({"log_decay": jnp.ones((2, 4, 2), jnp.bfloat16)}, "log_decay is bfloat16"),
+        ({"b": jnp.ones((2, 4, 3, 5)), "c": jnp.ones((2, 4, 3, 5))}, r"must be \(2, 4, a divisor of 2, state\), both"),
+        ({"runs": jnp.zeros((2, 4))}, r"runs are float32\[2, 4\]: must be integers \[2, 4\]"),
+        ({"state": jnp.zeros((2, 2, 5, 3))}, r"state \(2, 2, 5, 3\): must be \(2, 2, 3, 5\)"),
+        ({"chunk": 0}, "chunk = 0: must be at least 1"),
+    ],
+)
+def test_bad_inputs_are_refused_in_words(change: dict[str, Any], message: str) -> None:
+    shared = jnp.ones((2, 4, 1, 5))
+    given = {"x": jnp.ones((2, 4, 2, 3)), "log_decay": jnp.zeros((2, 4, 2)), "b": shared, "c": shared, **change}
+    with for_target(H200), pytest.raises((TypeError, ValueError), match=message):
+        linear_scan(**given)
+
+
+def test_what_is_benchmarked_runs() -> None:
+    small = bench.SHAPES["small"]
+    for call in bench.contenders(small).values():
+        assert all(np.isfinite(v).all() for v in jax.tree.leaves(call(*small.arguments())))
+
+
+MUTATIONS = {
+    "a position sees its whole chunk": (
+        "_reach",
+        lambda chunk, runs: jnp.ones((1,) * 4 + (chunk, chunk), bool),
+        "runs",
+    ),
+    "a run goes on from the chunk before": ("_goes_on", lambda runs: jnp.ones(runs.shape, bool), "runs"),
+    "the state is not decayed": (
+        "_at_ends",
+        lambda *a: (jnp.ones_like(at_ends(*a)[0]), at_ends(*a)[1]),
+        "a chunk and one",
+    ),
+}
+at_ends = chunked._at_ends
+
+
+@pytest.mark.parametrize("name", MUTATIONS)
+def test_these_tests_see_a_fault(name: str, monkeypatch) -> None:
+    attribute, wrong, case = MUTATIONS[name]
+    monkeypatch.setattr(chunked, attribute, wrong)
+    with pytest.raises(AssertionError, match="is off by"):
+        check(OP, "chunked", CASES[case])
