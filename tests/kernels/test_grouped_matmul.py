@@ -1,5 +1,6 @@
 """grouped_matmul against float64, a dense oracle and jax's ragged_dot; its kernels in the interpreter; faults that these tests see."""
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -238,15 +239,21 @@ def one_row_less(starts: Any, ends: Any, rows: int) -> Any:
     return schedule.row_tiles(starts, ends, rows).at[:-1, 3].add(-1)
 
 
+FAULTY = case((61, 7, 31), 99)
 MUTATIONS = {
-    "a group's last row is not stored": ("row_tiles", one_row_less),
-    "rows of other groups are not masked": ("_keep_rows", lambda ref, low, after: None),
-    "a block is overwritten before it is used": ("_wait_until_free", lambda free, step, stages: None),
+    "a group's last row is not stored": ("row_tiles", one_row_less, dataclasses.replace(FAULTY, differentiate=())),
+    "rows of other groups are not masked": ("_keep_rows", lambda ref, low, after: None, FAULTY),
+    "a block is overwritten before it is used": (
+        "_wait_until_free",
+        lambda free, step, stages: None,
+        dataclasses.replace(case((61, 7, 31), 99, width=512), differentiate=()),
+    ),
 }
 
 
 @pytest.mark.parametrize("name", MUTATIONS)
 def test_these_tests_see_a_fault(name: str, two_cores, monkeypatch) -> None:
-    monkeypatch.setattr(kernels, *MUTATIONS[name])
+    attribute, wrong, faulty = MUTATIONS[name]
+    monkeypatch.setattr(kernels, attribute, wrong)
     with pytest.raises(Exception, match=r"is off by|CpuCallback|[Bb]arrier"):
-        testing.check(OP, "mosaic", case((61, 7, 31), 99, width=512), interpret=True)
+        testing.check(OP, "mosaic", faulty, interpret=True)

@@ -107,16 +107,19 @@ def _product_kernel(
     config: Product,
     grid: int,
 ) -> None:
-    groups, stages = w_G.shape[0], config.stages
+    stages = config.stages
     blocks, across = x_MK.shape[1] // BLOCK, out_MN.shape[1] // config.columns
     core, wg = lax.axis_index("sm"), lax.axis_index("wg")
-    down = tiles_T4[tiles_T4.shape[0] - 1, 0]
+    down, of_groups = (tiles_T4[tiles_T4.shape[0] - 1, field] for field in range(2))
     mine = _share(down * across, core, grid)
 
     def tile_of(i: Array) -> tuple[Array, Array, Array]:
-        """(index of the row tile, first column, blocks of the width to multiply: none for rows that are of no group)."""
+        """(index of the row tile, first column, blocks of the width to multiply: none for rows that are of no group).
+
+        It needs no memory: what the table says of a tile is awaited after its products.
+        """
         row_tile, column = place(core + i * grid, down, across, config.together)
-        steps = jnp.where(tiles_T4[row_tile, 0] < groups, blocks, 0)
+        steps = jnp.where(row_tile < of_groups, blocks, 0)
         return row_tile, column * config.columns, steps
 
     @pl.when(wg == MULTIPLIERS)

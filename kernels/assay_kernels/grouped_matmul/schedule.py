@@ -15,8 +15,8 @@ def row_tiles(starts: jax.Array, ends: jax.Array, rows: int) -> jax.Array:
     """(tiles + 1, 4), int32: of each tile of 128 rows (group, first row, first of the group's rows in it, row after the last of them).
 
     A tile is of one group, and a row of one tile: the group's first tile starts at the multiple of 8 before its first row, not at one of
-    128, so that a group has no more tiles than its size asks for, or one. Group number `groups` are the rows after the last group's. The
-    last line holds the number of tiles, which depends on the sizes; the table is as long as it can be.
+    128, so that a group has no more tiles than its size asks for, or one. Group number `groups` are the rows after the last group's.
+    The last line holds the number of tiles, and of those that are of a group; the table is as long as the sizes can make it.
 
     rows: a multiple of 8, and at least 128. The last tile is moved back so that it ends there.
     """
@@ -32,7 +32,8 @@ def row_tiles(starts: jax.Array, ends: jax.Array, rows: int) -> jax.Array:
     nominal = base[group] + ROWS * (tile - (last - counts)[group])
     first = jnp.clip(nominal, 0, rows - ROWS)
     table = [group, first, jnp.maximum(starts[group], nominal), jnp.minimum(ends[group], nominal + ROWS)]
-    return jnp.concatenate([jnp.stack(table, axis=1), jnp.full((1, 4), last[-1], jnp.int32)])
+    counted = jnp.stack([last[-1], last[-2], last[-1], last[-1]])
+    return jnp.concatenate([jnp.stack(table, axis=1), counted[None]])
 
 
 def by_size(starts: jax.Array, ends: jax.Array) -> jax.Array:
