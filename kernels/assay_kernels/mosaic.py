@@ -12,6 +12,8 @@ from typing import Any
 import jax
 from jax._src.pallas.mosaic_gpu.interpret import interpret_pallas_call as interpreter
 from jax._src.pallas.mosaic_gpu.interpret.params import InterpretGPUParams
+from jax._src.state.types import TransformedRef, TransposeTransform
+from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 _interpreted = jax.make_user_context(None)
@@ -42,9 +44,64 @@ def layout_cast(x: jax.Array, layout: Any) -> jax.Array:
     return cast
 
 
+def iota(shape: tuple[int, ...], dimension: int, layout: Any) -> jax.Array:
+    """int32 indices along a dimension."""
+    return layout_cast(jax.lax.broadcasted_iota(jax.numpy.int32, shape, dimension), layout)
+
+
 def transposed(ref: Any) -> Any:
     """A reference with its two axes exchanged, as an operand of wgmma."""
-    return ref.transpose(1, 0) if hasattr(ref, "transpose") else plgpu.transpose_ref(ref, (1, 0))
+    return ref.transpose((1, 0))
+
+
+def product(a: Any, b: Any, *, onto: jax.Array | None = None) -> jax.Array:
+    """a b on the tensor cores in fp32, added to `onto` in its registers where it is given; waits for the result.
+
+    a: a reference to SMEM or an array in registers, b: a reference, perhaps `transposed`. The interpreters know neither operands in
+    registers nor, on jax 0.10, transposed ones: there it is a product of what the references hold.
+    """
+    shape = (a.shape[0], b.shape[1])
+    if interpreting():
+        values = [x if isinstance(x, jax.Array) else _held(x) for x in (a, b)]
+        found = jax.numpy.dot(*values, preferred_element_type=jax.numpy.float32)
+        return found if onto is None else onto + found
+    if onto is not None:
+        added: jax.Array = pl.run_state(lambda acc: plgpu.wgmma(acc, a, b))(plgpu.ACC.init(onto))
+        return added
+
+    def alone(acc: Any) -> jax.Array:
+        plgpu.wgmma(acc, a, b)
+        found: jax.Array = acc[...]
+        return found
+
+    fresh: jax.Array = pl.run_scoped(alone, plgpu.ACC(shape, jax.numpy.float32))
+    return fresh
+
+
+def products(*operands: tuple[Any, Any, jax.Array], started: Callable[[], None] = lambda: None) -> tuple[jax.Array, ...]:
+    """a b + onto for each (a, b, onto) as `product` gives it, all started before any is waited for. started: called in between."""
+    if interpreting():
+        found = tuple(product(a, b, onto=onto) for a, b, onto in operands)
+        started()
+        return found
+
+    def start(accumulators: Any) -> None:
+        for (a, b, _), accumulator in zip(operands, accumulators, strict=True):
+            plgpu.wgmma(accumulator, a, b)
+        started()
+
+    added: tuple[jax.Array, ...] = pl.run_state(start)(tuple(plgpu.ACC.init(onto) for _, _, onto in operands))
+    return added
+
+
+def _held(ref: Any) -> jax.Array:
+    """What a reference, perhaps transposed, holds; for the interpreter."""
+    last = ref.transforms[-1] if isinstance(ref, TransformedRef) else None
+    if not isinstance(last, TransposeTransform):
+        plain: jax.Array = ref[...]
+        return plain
+    turned: jax.Array = TransformedRef(ref.ref, ref.transforms[:-1])[...].T
+    return turned
 
 
 def swizzled(width: int, dtype: Any) -> tuple[Any, ...]:
@@ -52,6 +109,13 @@ def swizzled(width: int, dtype: Any) -> tuple[Any, ...]:
     itemsize = jax.numpy.dtype(dtype).itemsize
     swizzle = plgpu.find_swizzle(width * itemsize * 8)
     return plgpu.TilingTransform((8, swizzle // itemsize)), plgpu.SwizzleTransform(swizzle)
+
+
+def padded(x: jax.Array, axis: int, multiple: int) -> jax.Array:
+    """`x`, with zeros up to a multiple along an axis for the interpreter alone: TMA reads zeros beyond an array's end by itself."""
+    if not interpreting() or x.shape[axis] % multiple == 0:
+        return x
+    return jax.numpy.pad(x, [(0, -size % multiple if i == axis else 0) for i, size in enumerate(x.shape)])
 
 
 def interpreting() -> bool:
