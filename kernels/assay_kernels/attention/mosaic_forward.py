@@ -4,7 +4,9 @@ Dimensions in names of shapes: B batch, T queries, S keys, N query heads, K key 
 """
 
 import dataclasses
+import functools
 import math
+import operator
 from typing import Any
 
 import jax
@@ -36,11 +38,12 @@ class Forward:
 
 @dataclasses.dataclass(frozen=True)
 class Scores:
-    """From q k^T to scores in base 2, and which are seen."""
+    """From q k^T to scores in base 2, and which are seen. uneven: whether the last block of keys ends beyond the keys."""
 
     sizes: Sizes
     options: Options
     segments: bool
+    uneven: bool
 
     @property
     def scale(self) -> float:
@@ -55,7 +58,7 @@ class Scores:
     @property
     def masked(self) -> bool:
         """Whether blocks at the edges need a mask."""
-        return self.options.causal or self.segments
+        return self.options.causal or self.segments or self.uneven
 
     def capped(self, s_QC: jax.Array) -> tuple[jax.Array, jax.Array | None]:
         """(scores without `factor`, the tanh of the soft-cap)."""
@@ -66,21 +69,30 @@ class Scores:
         return t_QC * (cap * LOG2_E), t_QC
 
     def seen(
-        self, q_first: Any, k_first: Any, offset: Any, ids: tuple[jax.Array, jax.Array] | None, shape: Any, *, of_keys: bool
+        self,
+        q_first: Any,
+        k_first: Any,
+        offset: Any,
+        ids: tuple[jax.Array, ...] | None,
+        shape: tuple[int, int],
+        *,
+        of_keys: bool,
     ) -> jax.Array:
         """Which scores of a block are seen; of_keys: of its transpose. ids: segments of the rows and the columns of `shape`."""
         rows, columns = (mosaic.iota(shape, axis, plgpu.Layout.WGMMA) for axis in (0, 1))
-        q, k = (columns + q_first, rows + k_first) if of_keys else (rows + q_first, columns + k_first)
-        seen = k < self.sizes.keys
+        last, k = (columns, rows) if of_keys else (rows, columns)
+        last, k = last + (q_first + offset), k + k_first
+        parts = []
         if self.options.causal:
-            last = q + offset
-            seen = seen & (k <= last)
+            parts.append(k <= last)
             if self.options.window is not None:
-                seen = seen & (k > last - self.options.window)
+                parts.append(k > last - self.options.window)
+        if self.uneven:
+            parts.append(k < self.sizes.keys)
         if ids is not None:
             of_rows, of_columns = ids
-            seen = seen & (lax.broadcast_in_dim(of_rows, shape, [0]) == lax.broadcast_in_dim(of_columns, shape, [1]))
-        return seen
+            parts.append(lax.broadcast_in_dim(of_rows, shape, [0]) == lax.broadcast_in_dim(of_columns, shape, [1]))
+        return functools.reduce(operator.and_, parts)
 
 
 def walk(order: Order, programs: int) -> tuple[Any, Any]:
@@ -102,7 +114,7 @@ def forward(
     q_ids_BT: jax.Array | None,
     k_ids_BS: jax.Array | None,
     spans: jax.Array,
-    offset: jax.Array,
+    offset: int | jax.Array,
     scores: Scores,
     config: Forward,
     order: Order,
@@ -122,10 +134,12 @@ def forward(
     hidden = max(HIDDEN / factor, -3e38)
 
     def body(*refs: Any) -> None:
-        q_ref, k_ref, v_ref, spans_ref, offset_ref, *refs = refs
+        refs = list(refs)
+        q_ref, k_ref, v_ref, spans_ref, *refs = refs
+        offset_ref = None if isinstance(offset, int) else refs.pop(0)
         q_ids_ref, k_ids_ref = (refs.pop(0), refs.pop(0)) if segments else (None, None)
         out_ref, lse_ref, q_smem, k_smem, v_smem, o_smem, lse_smem, *refs = refs
-        k_ids_smem = refs.pop(0) if segments else None
+        q_ids_smem, k_ids_smem = (refs.pop(0), refs.pop(0)) if segments else (None, None)
         q_ready, q_free, k_ready, k_free, v_ready, v_free, turn = refs
         group = lax.axis_index("group")
         trips, index = walk(order, programs)
@@ -154,6 +168,8 @@ def forward(
                         pl.when(count > 0)(lambda g=g: plgpu.barrier_wait(q_free.at[g]))
                         rows = batch, pl.ds(block * 2 * ROWS + g * ROWS, ROWS), head
                         plgpu.copy_gmem_to_smem(q_ref.at[rows], q_smem.at[g], q_ready.at[g])
+                        if segments:
+                            plgpu.copy_gmem_to_smem(q_ids_ref.at[rows[:2]], q_ids_smem.at[g], q_ready.at[g])
 
                 pl.when(step >= stages)(lambda: plgpu.barrier_wait(v_free.at[slot]))
                 plgpu.copy_gmem_to_smem(v_ref.at[keys], v_smem.at[slot], v_ready.at[slot])
@@ -168,23 +184,23 @@ def forward(
             batch, head, block, (first, whole_first, whole_end, end) = bounds(count)
             q_first = block * 2 * ROWS + group * ROWS
             qs = q_smem.at[group]
-            q_ids = (
-                mosaic.layout_cast(q_ids_ref[batch, pl.ds(q_first, ROWS)], plgpu.Layout.WGMMA.reduce(1))
-                if segments
-                else None
-            )
-            shift = offset_ref[0]
+            shift = offset if isinstance(offset, int) else offset_ref[0]
 
-            def softmax(s_QC: jax.Array, o_QD: jax.Array, m_Q: jax.Array, l_Q: jax.Array, j: Any, step: Any, mask: bool) -> Any:
+            def softmax(s_QC: jax.Array, o_QD: jax.Array, m_Q: jax.Array, l_Q: jax.Array, j: Any, step: Any) -> Any:
                 """(weights, output so far, maximum, sum) with the scores of block j."""
-                s_QC, _ = scores.capped(s_QC)
-                if mask:
+
+                def masked(s_QC: jax.Array) -> jax.Array:
                     ids = None
                     if segments:
-                        slot = lax.rem(step, stages)
-                        ids = q_ids, mosaic.layout_cast(k_ids_smem[slot], plgpu.Layout.WGMMA.reduce(0))
+                        pairs = (q_ids_smem.at[group], 1), (k_ids_smem.at[lax.rem(step, stages)], 0)
+                        ids = tuple(mosaic.layout_cast(x[...], plgpu.Layout.WGMMA.reduce(axis)) for x, axis in pairs)
                     seen = scores.seen(q_first, j * C, shift, ids, s_QC.shape, of_keys=False)
-                    s_QC = jnp.where(seen, s_QC, hidden)
+                    return jnp.where(seen, s_QC, hidden)
+
+                s_QC, _ = scores.capped(s_QC)
+                if scores.masked:
+                    at_the_edge = (j < whole_first) | (j >= whole_end)
+                    s_QC = lax.cond(at_the_edge, masked, lambda s_QC: s_QC, s_QC)
                 top_Q = jnp.maximum(m_Q, jnp.max(s_QC, axis=1) * factor)
                 p_QC = jnp.exp2(s_QC * factor - lax.broadcast_in_dim(top_Q, s_QC.shape, [0]))
                 alpha_Q = jnp.exp2(m_Q - top_Q)
@@ -196,10 +212,10 @@ def forward(
             plgpu.barrier_wait(k_ready.at[lax.rem(step, stages)])
             s_QC = mosaic.product(qs, mosaic.transposed(k_smem.at[lax.rem(step, stages)]))
 
-            def one(j: Any, carry: Any, mask: bool) -> Any:
+            def one(j: Any, carry: Any) -> Any:
                 s_QC, o_QD, m_Q, l_Q, step = carry
                 slot, following = lax.rem(step, stages), lax.rem(step + 1, stages)
-                p_QC, o_QD, m_Q, l_Q = softmax(s_QC, o_QD, m_Q, l_Q, j, step, mask)
+                p_QC, o_QD, m_Q, l_Q = softmax(s_QC, o_QD, m_Q, l_Q, j, step)
                 plgpu.barrier_arrive(k_free.at[slot])
                 plgpu.barrier_wait(k_ready.at[following])
                 plgpu.barrier_wait(v_ready.at[slot])
@@ -220,19 +236,10 @@ def forward(
                 mosaic.layout_cast(jnp.zeros((ROWS,), jnp.float32), rows_layout),
                 step,
             )
-            last = end - 1
-            if scores.masked:
-                begin, stop = jnp.minimum(whole_first, last), jnp.minimum(whole_end, last)
-                if segments or scores.options.window is not None:
-                    carry = lax.fori_loop(first, begin, lambda j, c: one(j, c, True), carry)
-                carry = lax.fori_loop(begin, stop, lambda j, c: one(j, c, False), carry)
-                carry = lax.fori_loop(stop, last, lambda j, c: one(j, c, True), carry)
-            else:
-                carry = lax.fori_loop(first, last, lambda j, c: one(j, c, False), carry)
-            s_QC, o_QD, m_Q, l_Q, step = carry
+            s_QC, o_QD, m_Q, l_Q, step = lax.fori_loop(first, end - 1, one, carry)
+            p_QC, o_QD, m_Q, l_Q = softmax(s_QC, o_QD, m_Q, l_Q, end - 1, step)
             if config.own_output:
                 plgpu.barrier_arrive(q_free.at[group])
-            p_QC, o_QD, m_Q, l_Q = softmax(s_QC, o_QD, m_Q, l_Q, last, step, scores.masked or sizes.keys % C != 0)
             slot = lax.rem(step, stages)
             plgpu.barrier_arrive(k_free.at[slot])
             plgpu.barrier_wait(v_ready.at[slot])
@@ -272,7 +279,7 @@ def forward(
             plgpu.wait_smem_to_gmem(0)
 
     block = lambda *shape: plgpu.SMEM((*shape, D), dtype, transforms=mosaic.swizzled(D, dtype))
-    ids = [plgpu.SMEM((stages, C), jnp.int32)] if segments else []
+    ids = [plgpu.SMEM((2, ROWS), jnp.int32), plgpu.SMEM((stages, C), jnp.int32)] if segments else []
     barriers = lambda count, arrivals=1: plgpu.Barrier(num_arrivals=arrivals, num_barriers=count)
     scratch = [
         block(2, ROWS),
@@ -281,7 +288,7 @@ def forward(
         block(2, ROWS) if config.own_output else plgpu.SMEM((1,), jnp.float32),
         plgpu.SMEM((2, ROWS), jnp.float32),
         *ids,
-        barriers(2),
+        barriers(2, 2 if segments else 1),
         barriers(2),
         barriers(stages, 2 if segments else 1),
         barriers(stages, 2),
@@ -301,6 +308,6 @@ def forward(
         scratch_types=scratch,
         approx_math=True,
     )
-    operands = [q_BTND, k_BSKD, v_BSKD, spans, offset, *((q_ids_BT, k_ids_BS) if segments else ())]
+    operands = [q_BTND, k_BSKD, v_BSKD, spans, *(() if isinstance(offset, int) else (offset,)), *((q_ids_BT, k_ids_BS) if segments else ())]
     out, found = call(*operands)
     return out[:, : sizes.queries], found
