@@ -21,8 +21,7 @@ from assay_kernels.attention.shapes import Options, Sizes
 
 LOG2_E = math.log2(math.e)
 ROWS = 64  # of queries, that a warpgroup holds
-import os
-PRODUCER, CONSUMER = eval(os.environ.get("REGS","(40, 232)"))
+PRODUCER, CONSUMER = 24, 240  # registers of a thread: of the warpgroup that copies, and of the two that compute
 HIDDEN = -1e30  # the score of a key that is not seen, in base 2; finite, so that a row of them gives numbers
 
 
@@ -69,16 +68,9 @@ class Scores:
         return t_QC * (cap * LOG2_E), t_QC
 
     def seen(
-        self,
-        q_first: Any,
-        k_first: Any,
-        offset: Any,
-        ids: tuple[jax.Array, ...] | None,
-        shape: tuple[int, int],
-        *,
-        of_keys: bool,
-    ) -> jax.Array:
-        """Which scores of a block are seen; of_keys: of its transpose. ids: segments of the rows and the columns of `shape`."""
+        self, q_first: Any, k_first: Any, offset: Any, shape: tuple[int, int], *, of_keys: bool
+    ) -> jax.Array | None:
+        """Which scores of a block are seen by their places; of_keys: of its transpose. None for all."""
         rows, columns = (mosaic.iota(shape, axis, plgpu.Layout.WGMMA) for axis in (0, 1))
         last, k = (columns, rows) if of_keys else (rows, columns)
         last, k = last + (q_first + offset), k + k_first
@@ -89,10 +81,12 @@ class Scores:
                 parts.append(k > last - self.options.window)
         if self.uneven:
             parts.append(k < self.sizes.keys)
-        if ids is not None:
-            of_rows, of_columns = ids
-            parts.append(lax.broadcast_in_dim(of_rows, shape, [0]) == lax.broadcast_in_dim(of_columns, shape, [1]))
-        return functools.reduce(operator.and_, parts)
+        return functools.reduce(operator.and_, parts) if parts else None
+
+
+def same(ids_of_rows: jax.Array, ids_of_columns: jax.Array, shape: tuple[int, int]) -> jax.Array:
+    """Where the row's segment is the column's."""
+    return lax.broadcast_in_dim(ids_of_rows, shape, [0]) == lax.broadcast_in_dim(ids_of_columns, shape, [1])
 
 
 def walk(order: Order, programs: int) -> tuple[Any, Any]:
@@ -190,12 +184,12 @@ def forward(
                 """(weights, output so far, maximum, sum) with the scores of block j."""
 
                 def masked(s_QC: jax.Array) -> jax.Array:
-                    ids = None
                     if segments:
                         pairs = (q_ids_smem.at[group], 1), (k_ids_smem.at[lax.rem(step, stages)], 0)
                         ids = tuple(mosaic.layout_cast(x[...], plgpu.Layout.WGMMA.reduce(axis)) for x, axis in pairs)
-                    seen = scores.seen(q_first, j * C, shift, ids, s_QC.shape, of_keys=False)
-                    return jnp.where(seen, s_QC, hidden)
+                        s_QC = jnp.where(same(*ids, s_QC.shape), s_QC, hidden)
+                    seen = scores.seen(q_first, j * C, shift, s_QC.shape, of_keys=False)
+                    return s_QC if seen is None else jnp.where(seen, s_QC, hidden)
 
                 s_QC, _ = scores.capped(s_QC)
                 if scores.masked:

@@ -1,0 +1,332 @@
+"""The backward kernels of attention for Hopper: one for the queries' gradient, one for the keys' and the values'.
+
+Each owns its rows, so nothing is added up in memory and the result does not depend on the order of blocks. Names of shapes as in
+mosaic_forward.py; R is a block of rows that a warpgroup holds, C one that comes and goes.
+"""
+
+import dataclasses
+import functools
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import mosaic_gpu as plgpu
+
+from assay_kernels import mosaic
+from assay_kernels.attention.mosaic_forward import CONSUMER, PRODUCER, ROWS, Scores, same
+from assay_kernels.attention.plan import Order
+
+Which = Literal["both", "keys", "values"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Backward:
+    """groups: warpgroups that compute, of 64 rows each. block: rows that come and go. stages: of them in shared memory."""
+
+    groups: int
+    block: int
+    stages: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Inputs:
+    """What both kernels read: lse in base 2 and delta are fp32 (B, N, T rounded up), ids int32 (B, T or S rounded up) or None."""
+
+    q_BTND: jax.Array
+    k_BSKD: jax.Array
+    v_BSKD: jax.Array
+    do_BTND: jax.Array
+    lse_BNT: jax.Array
+    delta_BNT: jax.Array
+    q_ids_BT: jax.Array | None
+    k_ids_BS: jax.Array | None
+
+    def operands(self, rows: int, columns: int) -> list[jax.Array]:
+        """Those that there are, in order; for the interpreter in whole blocks."""
+        q, do = (mosaic.padded(x, 1, rows) for x in (self.q_BTND, self.do_BTND))
+        k, v = (mosaic.padded(x, 1, columns) for x in (self.k_BSKD, self.v_BSKD))
+        ids = [] if self.q_ids_BT is None or self.k_ids_BS is None else [self.q_ids_BT, self.k_ids_BS]
+        return [q, k, v, do, self.lse_BNT, self.delta_BNT, *ids]
+
+
+def weights(scores: Scores, s_RC: jax.Array, lse_RC: jax.Array, hide: Any) -> tuple[jax.Array, jax.Array]:
+    """(weights, weights times the soft-cap's derivative), from q k^T. hide: weights -> those that are seen."""
+    s_RC, t_RC = scores.capped(s_RC)
+    p_RC = hide(jnp.exp2(s_RC * scores.factor - lse_RC))
+    return p_RC, p_RC if t_RC is None else p_RC * (1.0 - t_RC * t_RC)
+
+
+def of_queries(given: Inputs, spans: jax.Array, offset: int | jax.Array, scores: Scores, config: Backward, order: Order) -> jax.Array:
+    """The gradient of q. spans: of blocks of groups x 64 queries."""
+    sizes, dtype, segments = scores.sizes, given.q_BTND.dtype, scores.segments
+    D, C, stages, groups = sizes.head_dim, config.block, config.stages, config.groups
+
+    def body(*refs: Any) -> None:
+        refs = list(refs)
+        q_ref, k_ref, v_ref, do_ref, lse_ref, delta_ref = refs[:6]
+        q_ids_ref, k_ids_ref = refs[6:8] if segments else (None, None)
+        spans_ref, *refs = refs[8 if segments else 6 :]
+        offset_ref = None if isinstance(offset, int) else refs.pop(0)
+        dq_ref, q_smem, do_smem, lse_smem, delta_smem, k_smem, v_smem, *refs = refs
+        q_ids_smem, k_ids_smem = (refs.pop(0), refs.pop(0)) if segments else (None, None)
+        rows_ready, ready, free = refs
+        group = lax.axis_index("group")
+        pair, block = order.tile(lax.axis_index("program"))
+        batch, head = pair // sizes.heads, pair % sizes.heads
+        first, whole_first, whole_end, end = (spans_ref[batch if segments else 0, block, i] for i in range(4))
+
+        def copy(j: Any, step: Any) -> Any:
+            slot = lax.rem(step, stages)
+            pl.when(step >= stages)(lambda: plgpu.barrier_wait(free.at[slot]))
+            keys = batch, pl.ds(j * C, C), head // sizes.group
+            plgpu.copy_gmem_to_smem(k_ref.at[keys], k_smem.at[slot], ready.at[slot])
+            plgpu.copy_gmem_to_smem(v_ref.at[keys], v_smem.at[slot], ready.at[slot])
+            if segments:
+                plgpu.copy_gmem_to_smem(k_ids_ref.at[keys[:2]], k_ids_smem.at[slot], ready.at[slot])
+            return step + 1
+
+        @pl.when(group == groups)
+        def producer() -> None:
+            plgpu.set_max_registers(PRODUCER, action="decrease")
+            for g in range(groups):
+                part = pl.ds((block * groups + g) * ROWS, ROWS)
+                for source, target in ((q_ref, q_smem), (do_ref, do_smem)):
+                    plgpu.copy_gmem_to_smem(source.at[batch, part, head], target.at[g], rows_ready.at[g])
+                for source, target in ((lse_ref, lse_smem), (delta_ref, delta_smem)):
+                    plgpu.copy_gmem_to_smem(source.at[batch, head, part], target.at[g], rows_ready.at[g])
+                if segments:
+                    plgpu.copy_gmem_to_smem(q_ids_ref.at[batch, part], q_ids_smem.at[g], rows_ready.at[g])
+            drain(free, stages, lax.fori_loop(first, end, copy, jnp.int32(0)))
+
+        @pl.when(group < groups)
+        def consumers() -> None:
+            plgpu.set_max_registers(CONSUMER, action="increase")
+            q_first = (block * groups + group) * ROWS
+            qs, dos = q_smem.at[group], do_smem.at[group]
+            plgpu.barrier_wait(rows_ready.at[group])
+            of_rows = plgpu.Layout.WGMMA.reduce(1)
+            lse_R, delta_R = (mosaic.layout_cast(x[...], of_rows) for x in (lse_smem.at[group], delta_smem.at[group]))
+            shift = offset if isinstance(offset, int) else offset_ref[0]
+            zeros = lambda columns: mosaic.layout_cast(jnp.zeros((ROWS, columns), jnp.float32), plgpu.Layout.WGMMA)
+
+            slot_of = lambda j: lax.rem(j - first, stages)
+
+            def first_products(slot: Any) -> list[tuple[Any, Any, jax.Array]]:
+                keys, values = mosaic.transposed(k_smem.at[slot]), mosaic.transposed(v_smem.at[slot])
+                return [(qs, keys, zeros(C)), (dos, values, zeros(C))]
+
+            def rounded(s_RC: jax.Array, dp_RC: jax.Array, j: Any) -> jax.Array:
+                def hidden(p_RC: jax.Array) -> jax.Array:
+                    if segments:
+                        pairs = (q_ids_smem.at[group], 1), (k_ids_smem.at[slot_of(j)], 0)
+                        ids = tuple(mosaic.layout_cast(x[...], plgpu.Layout.WGMMA.reduce(axis)) for x, axis in pairs)
+                        p_RC = jnp.where(same(*ids, p_RC.shape), p_RC, 0.0)
+                    seen = scores.seen(q_first, j * C, shift, p_RC.shape, of_keys=False)
+                    return p_RC if seen is None else jnp.where(seen, p_RC, 0.0)
+
+                hide = at_the_edge(scores, (j < whole_first) | (j >= whole_end), hidden)
+                along = lambda x_R: lax.broadcast_in_dim(x_R, s_RC.shape, [0])
+                slope_RC = weights(scores, s_RC, along(lse_R), hide)[1]
+                return (slope_RC * (dp_RC - along(delta_R))).astype(dtype)
+
+            def one(j: Any, carry: Any) -> Any:
+                s_RC, dp_RC, dq_RD = carry
+                slot, following = slot_of(j), slot_of(j + 1)
+                ds_RC = rounded(s_RC, dp_RC, j)
+                plgpu.barrier_wait(ready.at[following])
+                s_RC, dp_RC, dq_RD = mosaic.products(*first_products(following), (ds_RC, k_smem.at[slot], dq_RD))
+                plgpu.barrier_arrive(free.at[slot])
+                return s_RC, dp_RC, dq_RD
+
+            plgpu.barrier_wait(ready.at[slot_of(first)])
+            s_RC, dp_RC = mosaic.products(*first_products(slot_of(first)))
+            s_RC, dp_RC, dq_RD = lax.fori_loop(first, end - 1, one, (s_RC, dp_RC, zeros(D)))
+            (dq_RD,) = mosaic.products((rounded(s_RC, dp_RC, end - 1), k_smem.at[slot_of(end - 1)], dq_RD))
+            plgpu.barrier_arrive(free.at[slot_of(end - 1)])
+            qs[...] = (dq_RD * scores.scale).astype(dtype)
+            plgpu.commit_smem()
+            plgpu.copy_smem_to_gmem(qs, dq_ref.at[batch, pl.ds(q_first, ROWS), head])
+            plgpu.wait_smem_to_gmem(0)
+
+    operands = given.operands(groups * ROWS, C)
+    tile = lambda *shape: plgpu.SMEM((*shape, D), dtype, transforms=mosaic.swizzled(D, dtype))
+    numbers = lambda *shape, dtype=jnp.float32: plgpu.SMEM(shape, dtype)
+    scratch = [
+        *(tile(groups, ROWS), tile(groups, ROWS), numbers(groups, ROWS), numbers(groups, ROWS)),
+        *(tile(stages, C), tile(stages, C)),
+        *((numbers(groups, ROWS, dtype=jnp.int32), numbers(stages, C, dtype=jnp.int32)) if segments else ()),
+        plgpu.Barrier(num_arrivals=5 if segments else 4, num_barriers=groups),
+        plgpu.Barrier(num_arrivals=3 if segments else 2, num_barriers=stages),
+        plgpu.Barrier(num_arrivals=groups, num_barriers=stages),
+    ]
+    call = _kernel(body, "attention_backward_queries", operands[0], groups, order.tiles, scratch)
+    found: jax.Array = call(*operands, spans, *(() if isinstance(offset, int) else (offset,)))
+    return found[:, : sizes.queries]
+
+
+def of_keys(
+    given: Inputs,
+    spans: jax.Array,
+    offset: int | jax.Array,
+    scores: Scores,
+    config: Backward,
+    order: Order,
+    which: Which = "both",
+) -> tuple[jax.Array, ...]:
+    """The gradients of k and v, or of one of them: (dk, dv), (dk,) or (dv,). spans: of blocks of groups x 64 keys, in blocks of queries."""
+    sizes, dtype, segments = scores.sizes, given.q_BTND.dtype, scores.segments
+    D, C, stages, groups = sizes.head_dim, config.block, config.stages, config.groups
+    keys, values = which != "values", which != "keys"
+
+    def body(*refs: Any) -> None:
+        refs = list(refs)
+        q_ref, k_ref, v_ref, do_ref, lse_ref, delta_ref = refs[:6]
+        q_ids_ref, k_ids_ref = refs[6:8] if segments else (None, None)
+        spans_ref, *refs = refs[8 if segments else 6 :]
+        offset_ref = None if isinstance(offset, int) else refs.pop(0)
+        outputs, refs = refs[: keys + values], refs[keys + values :]
+        k_smem, v_smem, q_smem, do_smem, lse_smem, delta_smem, *refs = refs
+        q_ids_smem, k_ids_smem = (refs.pop(0), refs.pop(0)) if segments else (None, None)
+        rows_ready, ready, free = refs
+        group = lax.axis_index("group")
+        pair, block = order.tile(lax.axis_index("program"))
+        batch, kv_head = pair // sizes.kv_heads, pair % sizes.kv_heads
+        first, whole_first, whole_end, end = (spans_ref[batch if segments else 0, block, i] for i in range(4))
+        length = end - first
+
+        def copy(step: Any, _: None) -> None:
+            slot = lax.rem(step, stages)
+            head = kv_head * sizes.group + step // length
+            part = pl.ds((first + lax.rem(step, length)) * C, C)
+            pl.when(step >= stages)(lambda: plgpu.barrier_wait(free.at[slot]))
+            for source, target in ((q_ref, q_smem), (do_ref, do_smem)):
+                plgpu.copy_gmem_to_smem(source.at[batch, part, head], target.at[slot], ready.at[slot])
+            for source, target in ((lse_ref, lse_smem), (delta_ref, delta_smem)):
+                plgpu.copy_gmem_to_smem(source.at[batch, head, part], target.at[slot], ready.at[slot])
+            if segments:
+                plgpu.copy_gmem_to_smem(q_ids_ref.at[batch, part], q_ids_smem.at[slot], ready.at[slot])
+
+        @pl.when(group == groups)
+        def producer() -> None:
+            plgpu.set_max_registers(PRODUCER, action="decrease")
+            for g in range(groups):
+                part = pl.ds((block * groups + g) * ROWS, ROWS)
+                plgpu.copy_gmem_to_smem(k_ref.at[batch, part, kv_head], k_smem.at[g], rows_ready.at[g])
+                if keys:
+                    plgpu.copy_gmem_to_smem(v_ref.at[batch, part, kv_head], v_smem.at[g], rows_ready.at[g])
+                if segments:
+                    plgpu.copy_gmem_to_smem(k_ids_ref.at[batch, part], k_ids_smem.at[g], rows_ready.at[g])
+            steps = length * sizes.group
+            lax.fori_loop(0, steps, copy, None)
+            drain(free, stages, steps)
+
+        @pl.when(group < groups)
+        def consumers() -> None:
+            plgpu.set_max_registers(CONSUMER, action="increase")
+            k_first = (block * groups + group) * ROWS
+            ks = k_smem.at[group]
+            shift = offset if isinstance(offset, int) else offset_ref[0]
+            zeros = lambda columns: mosaic.layout_cast(jnp.zeros((ROWS, columns), jnp.float32), plgpu.Layout.WGMMA)
+            plgpu.barrier_wait(rows_ready.at[group])
+
+            def scores_of(step: Any) -> tuple[Any, Any, jax.Array]:
+                return ks, mosaic.transposed(q_smem.at[lax.rem(step, stages)]), zeros(C)
+
+            def one(step: Any, s_RC: jax.Array, sums: tuple[jax.Array, ...], following: list[Any]) -> Any:
+                slot, j = lax.rem(step, stages), first + lax.rem(step, length)
+
+                def hidden(p_RC: jax.Array) -> jax.Array:
+                    if segments:
+                        pairs = (k_ids_smem.at[group], 1), (q_ids_smem.at[slot], 0)
+                        ids = tuple(mosaic.layout_cast(x[...], plgpu.Layout.WGMMA.reduce(axis)) for x, axis in pairs)
+                        p_RC = jnp.where(same(*ids, p_RC.shape), p_RC, 0.0)
+                    seen = scores.seen(j * C, k_first, shift, p_RC.shape, of_keys=True)
+                    return p_RC if seen is None else jnp.where(seen, p_RC, 0.0)
+
+                def along(ref: Any) -> jax.Array:
+                    numbers = mosaic.layout_cast(ref.at[slot][...], plgpu.Layout.WGMMA.reduce(0))
+                    return lax.broadcast_in_dim(numbers, (ROWS, C), [1])
+
+                hide = at_the_edge(scores, (j < whole_first) | (j >= whole_end), hidden)
+                p_RC, slope_RC = weights(scores, s_RC, along(lse_smem), hide)
+                of_values = [(p_RC.astype(dtype), do_smem.at[slot], sums[-1])] if values else []
+                if not keys:
+                    return mosaic.products(*following, *of_values)
+                values_and_do = v_smem.at[group], mosaic.transposed(do_smem.at[slot]), zeros(C)
+                dp_RC, *dv_RD = mosaic.products(values_and_do, *of_values)
+                ds_RC = (slope_RC * (dp_RC - along(delta_smem))).astype(dtype)
+                return (*mosaic.products(*following, (ds_RC, q_smem.at[slot], sums[0])), *dv_RD)
+
+            def loop(step: Any, carry: Any) -> Any:
+                s_RC, *sums = carry
+                plgpu.barrier_wait(ready.at[lax.rem(step + 1, stages)])
+                carry = one(step, s_RC, sums, [scores_of(step + 1)])
+                plgpu.barrier_arrive(free.at[lax.rem(step, stages)])
+                return carry
+
+            last = length * sizes.group - 1
+            start = lax.rem(last, 1)  # 0, but no constant: wgmma takes none as an index
+            plgpu.barrier_wait(ready.at[start])
+            carry = (*mosaic.products(scores_of(start)), *(zeros(D),) * (keys + values))
+            s_RC, *sums = lax.fori_loop(0, last, loop, carry)
+            sums = one(last, s_RC, sums, [])
+            plgpu.barrier_arrive(free.at[lax.rem(last, stages)])
+            places = ([ks] if keys else []) + ([v_smem.at[group] if keys else ks] if values else [])
+            for place, total, factor in zip(places, sums, ([scores.scale] if keys else []) + [1.0] * values, strict=True):
+                place[...] = (total * factor).astype(dtype)
+            plgpu.commit_smem()
+            for place, output in zip(places, outputs, strict=True):
+                plgpu.copy_smem_to_gmem(place, output.at[batch, pl.ds(k_first, ROWS), kv_head])
+            plgpu.wait_smem_to_gmem(0)
+
+    operands = given.operands(C, groups * ROWS)
+    tile = lambda *shape: plgpu.SMEM((*shape, D), dtype, transforms=mosaic.swizzled(D, dtype))
+    numbers = lambda *shape, dtype=jnp.float32: plgpu.SMEM(shape, dtype)
+    scratch = [
+        *(tile(groups, ROWS), tile(groups, ROWS) if keys else numbers(1)),
+        *(tile(stages, C), tile(stages, C), numbers(stages, C), numbers(stages, C)),
+        *((numbers(stages, C, dtype=jnp.int32), numbers(groups, ROWS, dtype=jnp.int32)) if segments else ()),
+        plgpu.Barrier(num_arrivals=1 + keys + segments, num_barriers=groups),
+        plgpu.Barrier(num_arrivals=5 if segments else 4, num_barriers=stages),
+        plgpu.Barrier(num_arrivals=groups, num_barriers=stages),
+    ]
+    name = "attention_backward_" + {"both": "keys_values"}.get(which, which)
+    call = _kernel(body, name, [operands[1]] * (keys + values), groups, order.tiles, scratch)
+    found = call(*operands, spans, *(() if isinstance(offset, int) else (offset,)))
+    return tuple(x[:, : sizes.keys] for x in found)
+
+
+def at_the_edge(scores: Scores, edge: Any, hidden: Any) -> Any:
+    """weights -> those that are seen: as they are, or by the mask where the block is at an edge."""
+    if not scores.masked:
+        return lambda p_RC: p_RC
+    return lambda p_RC: lax.cond(edge, hidden, lambda p_RC: p_RC, p_RC)
+
+
+def drain(free: Any, stages: int, steps: Any) -> None:
+    """Wait until every block that was handed over is given back."""
+    for slot in range(stages):
+        pl.when(steps > slot)(functools.partial(plgpu.barrier_wait, free.at[slot]))
+
+
+def delta(out: jax.Array, do: jax.Array, dlse: jax.Array | None, columns: int) -> jax.Array:
+    """sum(do * out) - dlse of each query, fp32 (B, N, columns): what every weight of its row has in common in the scores' gradient."""
+    found = jnp.einsum("btnd,btnd->bnt", do.astype(jnp.float32), out.astype(jnp.float32))
+    found = found if dlse is None else found - dlse
+    return jnp.pad(found, ((0, 0), (0, 0), (0, columns - found.shape[-1])))
+
+
+def _kernel(body: Any, name: str, like: Any, groups: int, programs: int, scratch: Any) -> Any:
+    return mosaic.kernel(
+        body,
+        name=name,
+        out_type=jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), like),
+        grid=(programs,),
+        grid_names=("program",),
+        num_threads=groups + 1,
+        thread_name="group",
+        scratch_types=scratch,
+        approx_math=True,
+    )
