@@ -54,9 +54,9 @@ class Config:
 
 
 RULE = {
-    64: Config(128, 4, True, 2, 128, 3, 2, 64, 4, False),
-    96: Config(128, 3, True, 2, 64, 4, 2, 64, 3, False),
-    128: Config(128, 2, True, 2, 64, 4, 2, 64, 3, False),
+    64: Config(128, 4, True, 2, 128, 2, 2, 64, 4, False),
+    96: Config(128, 2, True, 2, 64, 4, 2, 64, 4, False),
+    128: Config(128, 2, True, 2, 64, 2, 2, 64, 4, False),
     192: Config(64, 2, True, 2, 64, 2, 2, 64, 2, True),
     256: Config(64, 2, False, 1, 64, 2, 1, 64, 2, True),
 }

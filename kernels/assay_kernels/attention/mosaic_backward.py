@@ -15,7 +15,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from assay_kernels import mosaic
-from assay_kernels.attention.mosaic_forward import CONSUMER, PRODUCER, ROWS, Scores, same
+from assay_kernels.attention.mosaic_forward import CONSUMER, PRODUCER, ROWS, Scores, same, slot_of
 from assay_kernels.attention.plan import Order
 
 Which = Literal["both", "keys", "values"]
@@ -51,11 +51,14 @@ class Inputs:
         return [q, k, v, do, self.lse_BNT, self.delta_BNT, *ids]
 
 
-def weights(scores: Scores, s_RC: jax.Array, lse_RC: jax.Array, hide: Any) -> tuple[jax.Array, jax.Array]:
-    """(weights, weights times the soft-cap's derivative), from q k^T. hide: weights -> those that are seen."""
+def weights(
+    scores: Scores, s_RC: jax.Array, lse_RC: jax.Array, hide: Any, dtype: Any
+) -> tuple[jax.Array, jax.Array]:
+    """(weights, weights times the soft-cap's derivative) in `dtype`, from q k^T. hide: weights -> those that are seen."""
     s_RC, t_RC = scores.capped(s_RC)
-    p_RC = hide(jnp.exp2(s_RC * scores.factor - lse_RC))
-    return p_RC, p_RC if t_RC is None else p_RC * (1.0 - t_RC * t_RC)
+    p_RC = jnp.exp2(s_RC * scores.factor - lse_RC)
+    seen_RC = hide(p_RC.astype(dtype))
+    return seen_RC, seen_RC if t_RC is None else hide((p_RC * (1.0 - t_RC * t_RC)).astype(dtype))
 
 
 def of_queries(given: Inputs, spans: jax.Array, offset: int | jax.Array, scores: Scores, config: Backward, order: Order) -> jax.Array:
@@ -78,7 +81,7 @@ def of_queries(given: Inputs, spans: jax.Array, offset: int | jax.Array, scores:
         first, whole_first, whole_end, end = (spans_ref[batch if segments else 0, block, i] for i in range(4))
 
         def copy(j: Any, step: Any) -> Any:
-            slot = lax.rem(step, stages)
+            slot = slot_of(step, stages)
             pl.when(step >= stages)(lambda: plgpu.barrier_wait(free.at[slot]))
             keys = batch, pl.ds(j * C, C), head // sizes.group
             plgpu.copy_gmem_to_smem(k_ref.at[keys], k_smem.at[slot], ready.at[slot])
@@ -111,7 +114,7 @@ def of_queries(given: Inputs, spans: jax.Array, offset: int | jax.Array, scores:
             shift = offset if isinstance(offset, int) else offset_ref[0]
             zeros = lambda columns: mosaic.layout_cast(jnp.zeros((ROWS, columns), jnp.float32), plgpu.Layout.WGMMA)
 
-            slot_of = lambda j: lax.rem(j - first, stages)
+            place_of = lambda j: slot_of(j - first, stages)
 
             def first_products(slot: Any) -> list[tuple[Any, Any, jax.Array]]:
                 keys, values = mosaic.transposed(k_smem.at[slot]), mosaic.transposed(v_smem.at[slot])
@@ -120,31 +123,31 @@ def of_queries(given: Inputs, spans: jax.Array, offset: int | jax.Array, scores:
             def rounded(s_RC: jax.Array, dp_RC: jax.Array, j: Any) -> jax.Array:
                 def hidden(p_RC: jax.Array) -> jax.Array:
                     if segments:
-                        pairs = (q_ids_smem.at[group], 1), (k_ids_smem.at[slot_of(j)], 0)
+                        pairs = (q_ids_smem.at[group], 1), (k_ids_smem.at[place_of(j)], 0)
                         ids = tuple(mosaic.layout_cast(x[...], plgpu.Layout.WGMMA.reduce(axis)) for x, axis in pairs)
-                        p_RC = jnp.where(same(*ids, p_RC.shape), p_RC, 0.0)
-                    seen = scores.seen(q_first, j * C, shift, p_RC.shape, of_keys=False)
-                    return p_RC if seen is None else jnp.where(seen, p_RC, 0.0)
+                        p_RC = jnp.where(same(*ids, p_RC.shape), p_RC, jnp.zeros((), p_RC.dtype))
+                    seen = scores.seen(q_first, j * C, shift, p_RC.shape)
+                    return p_RC if seen is None else jnp.where(seen, p_RC, jnp.zeros((), p_RC.dtype))
 
                 hide = at_the_edge(scores, (j < whole_first) | (j >= whole_end), hidden)
                 along = lambda x_R: lax.broadcast_in_dim(x_R, s_RC.shape, [0])
-                slope_RC = weights(scores, s_RC, along(lse_R), hide)[1]
+                slope_RC = weights(scores, s_RC, along(lse_R), hide, jnp.float32)[1]
                 return (slope_RC * (dp_RC - along(delta_R))).astype(dtype)
 
             def one(j: Any, carry: Any) -> Any:
                 s_RC, dp_RC, dq_RD = carry
-                slot, following = slot_of(j), slot_of(j + 1)
+                slot, following = place_of(j), place_of(j + 1)
                 ds_RC = rounded(s_RC, dp_RC, j)
                 plgpu.barrier_wait(ready.at[following])
                 s_RC, dp_RC, dq_RD = mosaic.products(*first_products(following), (ds_RC, k_smem.at[slot], dq_RD))
                 plgpu.barrier_arrive(free.at[slot])
                 return s_RC, dp_RC, dq_RD
 
-            plgpu.barrier_wait(ready.at[slot_of(first)])
-            s_RC, dp_RC = mosaic.products(*first_products(slot_of(first)))
+            plgpu.barrier_wait(ready.at[place_of(first)])
+            s_RC, dp_RC = mosaic.products(*first_products(place_of(first)))
             s_RC, dp_RC, dq_RD = lax.fori_loop(first, end - 1, one, (s_RC, dp_RC, zeros(D)))
-            (dq_RD,) = mosaic.products((rounded(s_RC, dp_RC, end - 1), k_smem.at[slot_of(end - 1)], dq_RD))
-            plgpu.barrier_arrive(free.at[slot_of(end - 1)])
+            (dq_RD,) = mosaic.products((rounded(s_RC, dp_RC, end - 1), k_smem.at[place_of(end - 1)], dq_RD))
+            plgpu.barrier_arrive(free.at[place_of(end - 1)])
             qs[...] = (dq_RD * scores.scale).astype(dtype)
             plgpu.commit_smem()
             plgpu.copy_smem_to_gmem(qs, dq_ref.at[batch, pl.ds(q_first, ROWS), head])
@@ -184,10 +187,10 @@ def of_keys(
         refs = list(refs)
         q_ref, k_ref, v_ref, do_ref, lse_ref, delta_ref = refs[:6]
         q_ids_ref, k_ids_ref = refs[6:8] if segments else (None, None)
-        spans_ref, *refs = refs[8 if segments else 6 :]
+        spans_ref, places_ref, *refs = refs[8 if segments else 6 :]
         offset_ref = None if isinstance(offset, int) else refs.pop(0)
         outputs, refs = refs[: keys + values], refs[keys + values :]
-        k_smem, v_smem, q_smem, do_smem, lse_smem, delta_smem, *refs = refs
+        k_smem, v_smem, places_smem, q_smem, do_smem, lse_smem, delta_smem, *refs = refs
         q_ids_smem, k_ids_smem = (refs.pop(0), refs.pop(0)) if segments else (None, None)
         rows_ready, ready, free = refs
         group = lax.axis_index("group")
@@ -197,7 +200,7 @@ def of_keys(
         length = end - first
 
         def copy(step: Any, _: None) -> None:
-            slot = lax.rem(step, stages)
+            slot = slot_of(step, stages)
             head = kv_head * sizes.group + step // length
             part = pl.ds((first + lax.rem(step, length)) * C, C)
             pl.when(step >= stages)(lambda: plgpu.barrier_wait(free.at[slot]))
@@ -214,6 +217,7 @@ def of_keys(
             for g in range(groups):
                 part = pl.ds((block * groups + g) * ROWS, ROWS)
                 plgpu.copy_gmem_to_smem(k_ref.at[batch, part, kv_head], k_smem.at[g], rows_ready.at[g])
+                plgpu.copy_gmem_to_smem(places_ref, places_smem.at[g], rows_ready.at[g])
                 if keys:
                     plgpu.copy_gmem_to_smem(v_ref.at[batch, part, kv_head], v_smem.at[g], rows_ready.at[g])
                 if segments:
@@ -232,38 +236,39 @@ def of_keys(
             plgpu.barrier_wait(rows_ready.at[group])
 
             def scores_of(step: Any) -> tuple[Any, Any, jax.Array]:
-                return ks, mosaic.transposed(q_smem.at[lax.rem(step, stages)]), zeros(C)
+                return ks, mosaic.transposed(q_smem.at[slot_of(step, stages)]), zeros(C)
 
             def one(step: Any, s_RC: jax.Array, sums: tuple[jax.Array, ...], following: list[Any]) -> Any:
-                slot, j = lax.rem(step, stages), first + lax.rem(step, length)
+                slot, j = slot_of(step, stages), first + (step if sizes.group == 1 else lax.rem(step, length))
 
                 def hidden(p_RC: jax.Array) -> jax.Array:
                     if segments:
                         pairs = (k_ids_smem.at[group], 1), (q_ids_smem.at[slot], 0)
                         ids = tuple(mosaic.layout_cast(x[...], plgpu.Layout.WGMMA.reduce(axis)) for x, axis in pairs)
-                        p_RC = jnp.where(same(*ids, p_RC.shape), p_RC, 0.0)
-                    seen = scores.seen(j * C, k_first, shift, p_RC.shape, of_keys=True)
-                    return p_RC if seen is None else jnp.where(seen, p_RC, 0.0)
+                        p_RC = jnp.where(same(*ids, p_RC.shape), p_RC, jnp.zeros((), p_RC.dtype))
+                    places = mosaic.layout_cast(places_smem.at[group][...], plgpu.Layout.WGMMA.reduce(0))
+                    seen = scores.seen(j * C, k_first, shift, p_RC.shape, places)
+                    return p_RC if seen is None else jnp.where(seen, p_RC, jnp.zeros((), p_RC.dtype))
 
                 def along(ref: Any) -> jax.Array:
                     numbers = mosaic.layout_cast(ref.at[slot][...], plgpu.Layout.WGMMA.reduce(0))
                     return lax.broadcast_in_dim(numbers, (ROWS, C), [1])
 
                 hide = at_the_edge(scores, (j < whole_first) | (j >= whole_end), hidden)
-                p_RC, slope_RC = weights(scores, s_RC, along(lse_smem), hide)
-                of_values = [(p_RC.astype(dtype), do_smem.at[slot], sums[-1])] if values else []
+                p_RC, slope_RC = weights(scores, s_RC, along(lse_smem), hide, dtype)
+                of_values = [(p_RC, do_smem.at[slot], sums[-1])] if values else []
                 if not keys:
                     return mosaic.products(*following, *of_values)
-                values_and_do = v_smem.at[group], mosaic.transposed(do_smem.at[slot]), zeros(C)
+                values_and_do = v_smem.at[group], mosaic.transposed(do_smem.at[slot]), -along(delta_smem)
                 dp_RC, *dv_RD = mosaic.products(values_and_do, *of_values)
-                ds_RC = (slope_RC * (dp_RC - along(delta_smem))).astype(dtype)
+                ds_RC = (slope_RC.astype(jnp.float32) * dp_RC).astype(dtype)
                 return (*mosaic.products(*following, (ds_RC, q_smem.at[slot], sums[0])), *dv_RD)
 
             def loop(step: Any, carry: Any) -> Any:
                 s_RC, *sums = carry
-                plgpu.barrier_wait(ready.at[lax.rem(step + 1, stages)])
+                plgpu.barrier_wait(ready.at[slot_of(step + 1, stages)])
                 carry = one(step, s_RC, sums, [scores_of(step + 1)])
-                plgpu.barrier_arrive(free.at[lax.rem(step, stages)])
+                plgpu.barrier_arrive(free.at[slot_of(step, stages)])
                 return carry
 
             last = length * sizes.group - 1
@@ -272,7 +277,7 @@ def of_keys(
             carry = (*mosaic.products(scores_of(start)), *(zeros(D),) * (keys + values))
             s_RC, *sums = lax.fori_loop(0, last, loop, carry)
             sums = one(last, s_RC, sums, [])
-            plgpu.barrier_arrive(free.at[lax.rem(last, stages)])
+            plgpu.barrier_arrive(free.at[slot_of(last, stages)])
             places = ([ks] if keys else []) + ([v_smem.at[group] if keys else ks] if values else [])
             for place, total, factor in zip(places, sums, ([scores.scale] if keys else []) + [1.0] * values, strict=True):
                 place[...] = (total * factor).astype(dtype)
@@ -285,16 +290,16 @@ def of_keys(
     tile = lambda *shape: plgpu.SMEM((*shape, D), dtype, transforms=mosaic.swizzled(D, dtype))
     numbers = lambda *shape, dtype=jnp.float32: plgpu.SMEM(shape, dtype)
     scratch = [
-        *(tile(groups, ROWS), tile(groups, ROWS) if keys else numbers(1)),
+        *(tile(groups, ROWS), tile(groups, ROWS) if keys else numbers(1), numbers(groups, C, dtype=jnp.int32)),
         *(tile(stages, C), tile(stages, C), numbers(stages, C), numbers(stages, C)),
         *((numbers(stages, C, dtype=jnp.int32), numbers(groups, ROWS, dtype=jnp.int32)) if segments else ()),
-        plgpu.Barrier(num_arrivals=1 + keys + segments, num_barriers=groups),
+        plgpu.Barrier(num_arrivals=2 + keys + segments, num_barriers=groups),
         plgpu.Barrier(num_arrivals=5 if segments else 4, num_barriers=stages),
         plgpu.Barrier(num_arrivals=groups, num_barriers=stages),
     ]
     name = "attention_backward_" + {"both": "keys_values"}.get(which, which)
     call = _kernel(body, name, [operands[1]] * (keys + values), groups, order.tiles, scratch)
-    found = call(*operands, spans, *(() if isinstance(offset, int) else (offset,)))
+    found = call(*operands, spans, jnp.arange(C, dtype=jnp.int32), *(() if isinstance(offset, int) else (offset,)))
     return tuple(x[:, : sizes.keys] for x in found)
 
 

@@ -68,15 +68,24 @@ class Scores:
         return t_QC * (cap * LOG2_E), t_QC
 
     def seen(
-        self, q_first: Any, k_first: Any, offset: Any, shape: tuple[int, int], *, of_keys: bool
+        self, q_first: Any, k_first: Any, offset: Any, shape: tuple[int, int], queries: jax.Array | None = None
     ) -> jax.Array | None:
-        """Which scores of a block are seen by their places; of_keys: of its transpose. None for all."""
-        rows, columns = (mosaic.iota(shape, axis, plgpu.Layout.WGMMA) for axis in (0, 1))
-        last, k = (columns, rows) if of_keys else (rows, columns)
-        last, k = last + (q_first + offset), k + k_first
+        """Which scores of a block (queries, keys) are seen by their places; None for all.
+
+        queries: where it is given, the block is (keys, queries), and this is the number of each query in it.
+        """
+        rows = mosaic.iota(shape, 0, plgpu.Layout.WGMMA)
         parts = []
-        if self.options.causal:
-            parts.append(k <= last)
+        if queries is not None:  # what differs from block to block is added to the rows, of which a thread has two
+            k, first = rows + k_first, rows + (k_first - q_first - offset)
+            if self.options.causal:
+                parts.append(lax.broadcast_in_dim(queries, shape, [1]) >= first)
+            if self.options.window is not None:
+                parts.append(lax.broadcast_in_dim(queries, shape, [1]) < first + self.options.window)
+        else:
+            k, last = mosaic.iota(shape, 1, plgpu.Layout.WGMMA) + k_first, rows + (q_first + offset)
+            if self.options.causal:
+                parts.append(k <= last)
             if self.options.window is not None:
                 parts.append(k > last - self.options.window)
         if self.uneven:
@@ -87,6 +96,11 @@ class Scores:
 def same(ids_of_rows: jax.Array, ids_of_columns: jax.Array, shape: tuple[int, int]) -> jax.Array:
     """Where the row's segment is the column's."""
     return lax.broadcast_in_dim(ids_of_rows, shape, [0]) == lax.broadcast_in_dim(ids_of_columns, shape, [1])
+
+
+def slot_of(step: Any, stages: int) -> Any:
+    """The place in shared memory of the block that comes at that step, from 0 on."""
+    return step & (stages - 1) if stages & (stages - 1) == 0 else lax.rem(step, stages)
 
 
 def walk(order: Order, programs: int) -> tuple[Any, Any]:
@@ -149,7 +163,7 @@ def forward(
             kv_head = head // sizes.group
 
             def copy(j: Any, step: Any) -> Any:
-                slot = lax.rem(step, stages)
+                slot = slot_of(step, stages)
                 keys = batch, pl.ds(j * C, C), kv_head
                 pl.when(step >= stages)(lambda: plgpu.barrier_wait(k_free.at[slot]))
                 plgpu.copy_gmem_to_smem(k_ref.at[keys], k_smem.at[slot], k_ready.at[slot])
@@ -185,10 +199,10 @@ def forward(
 
                 def masked(s_QC: jax.Array) -> jax.Array:
                     if segments:
-                        pairs = (q_ids_smem.at[group], 1), (k_ids_smem.at[lax.rem(step, stages)], 0)
+                        pairs = (q_ids_smem.at[group], 1), (k_ids_smem.at[slot_of(step, stages)], 0)
                         ids = tuple(mosaic.layout_cast(x[...], plgpu.Layout.WGMMA.reduce(axis)) for x, axis in pairs)
                         s_QC = jnp.where(same(*ids, s_QC.shape), s_QC, hidden)
-                    seen = scores.seen(q_first, j * C, shift, s_QC.shape, of_keys=False)
+                    seen = scores.seen(q_first, j * C, shift, s_QC.shape)
                     return s_QC if seen is None else jnp.where(seen, s_QC, hidden)
 
                 s_QC, _ = scores.capped(s_QC)
@@ -203,12 +217,12 @@ def forward(
                 return p_QC.astype(dtype), o_QD, top_Q, l_Q
 
             plgpu.barrier_wait(q_ready.at[group])
-            plgpu.barrier_wait(k_ready.at[lax.rem(step, stages)])
-            s_QC = mosaic.product(qs, mosaic.transposed(k_smem.at[lax.rem(step, stages)]))
+            plgpu.barrier_wait(k_ready.at[slot_of(step, stages)])
+            s_QC = mosaic.product(qs, mosaic.transposed(k_smem.at[slot_of(step, stages)]))
 
             def one(j: Any, carry: Any) -> Any:
                 s_QC, o_QD, m_Q, l_Q, step = carry
-                slot, following = lax.rem(step, stages), lax.rem(step + 1, stages)
+                slot, following = slot_of(step, stages), slot_of(step + 1, stages)
                 p_QC, o_QD, m_Q, l_Q = softmax(s_QC, o_QD, m_Q, l_Q, j, step)
                 plgpu.barrier_arrive(k_free.at[slot])
                 plgpu.barrier_wait(k_ready.at[following])
@@ -234,7 +248,7 @@ def forward(
             p_QC, o_QD, m_Q, l_Q = softmax(s_QC, o_QD, m_Q, l_Q, end - 1, step)
             if config.own_output:
                 plgpu.barrier_arrive(q_free.at[group])
-            slot = lax.rem(step, stages)
+            slot = slot_of(step, stages)
             plgpu.barrier_arrive(k_free.at[slot])
             plgpu.barrier_wait(v_ready.at[slot])
             plgpu.barrier_wait(turn.at[group])
