@@ -53,13 +53,17 @@ class Config:
         return Backward(self.keys_groups, self.keys_block, self.keys_stages)
 
 
-RULE = {
-    64: Config(128, 4, True, 2, 128, 2, 2, 64, 4, False),
-    96: Config(128, 2, True, 2, 64, 4, 2, 64, 4, False),
-    128: Config(128, 2, True, 2, 64, 2, 2, 64, 4, False),
-    192: Config(64, 2, True, 2, 64, 2, 2, 64, 2, True),
-    256: Config(64, 2, False, 1, 64, 2, 1, 64, 2, True),
-}
+HEAD_DIMS = (64, 96, 128, 192)
+
+
+def rule(head_dim: int, extras: bool) -> Config:
+    """The configuration without a measured one. extras: a soft-cap or segments, whose masks and derivatives need registers."""
+    return {
+        64: Config(128, 4, True, 2, 64 if extras else 128, 4 if extras else 2, 2, 64, 4, False),
+        96: Config(128, 2, True, 2, 64, 4, 2, 64, 4, False),
+        128: Config(128, 2, True, 2, 64, 2, 2, 64, 4, extras),
+        192: Config(64, 2, True, 2, 64, 2, 2, 64, 2, True),
+    }[head_dim]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,8 +88,8 @@ def supports(
     """Why these kernels cannot do such a call on a Hopper GPU, or None."""
     if q.dtype not in (jnp.bfloat16, jnp.float16):
         return f"takes bfloat16 or float16, not {q.dtype}"
-    if q.shape[3] not in RULE:
-        return f"head_dim = {q.shape[3]}: takes {', '.join(map(str, RULE))}"
+    if q.shape[3] not in HEAD_DIMS:
+        return f"takes a head_dim of {', '.join(map(str, HEAD_DIMS))}, not {q.shape[3]}"
     if bias is not None:
         return "takes no bias"
     if dropout_key is not None:
@@ -93,10 +97,20 @@ def supports(
     return f"q {q.shape}, k {k.shape}: there is nothing to compute" if 0 in (*q.shape, *k.shape) else None
 
 
-def configured(q: jax.Array, k: jax.Array, options: Options) -> Config:
+TUNED_EXACTLY = ("head_dim",)
+
+
+def configured(q: jax.Array, k: jax.Array, segments: bool, options: Options) -> Config:
     """The configuration for such a call: a measured one, or the rule's."""
-    shape = {"head_dim": q.shape[3], "queries": q.shape[1], "keys": k.shape[1], "causal": int(options.causal)}
-    return tuned("attention", "mosaic", shape, exact=("head_dim", "causal"), otherwise=RULE[q.shape[3]])
+    otherwise = rule(q.shape[3], segments or options.softcap is not None)
+    return tuned("attention", "mosaic", tuning_key(q, k, segments, options), exact=TUNED_EXACTLY, otherwise=otherwise)
+
+
+def tuning_key(q: jax.Array, k: jax.Array, segments: bool, options: Options) -> dict[str, int | str]:
+    """What the best configuration depends on."""
+    flags = {"causal": options.causal, "segments": segments, "softcap": options.softcap is not None}
+    sizes = {"head_dim": q.shape[3], "queries": q.shape[1], "keys": k.shape[1]}
+    return {**sizes, **{name: "yes" if flag else "no" for name, flag in flags.items()}}
 
 
 def attention(
@@ -111,7 +125,7 @@ def attention(
     options: Options,
 ) -> Attention:
     """As `reference`."""
-    return configured_attention(q, k, v, q_segment_ids, kv_segment_ids, offset, options, configured(q, k, options))
+    return configured_attention(q, k, v, q_segment_ids, kv_segment_ids, offset, options, configured(q, k, q_segment_ids is not None, options))
 
 
 def configured_attention(

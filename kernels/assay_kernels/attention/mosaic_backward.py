@@ -70,9 +70,9 @@ def of_queries(given: Inputs, spans: jax.Array, offset: int | jax.Array, scores:
         refs = list(refs)
         q_ref, k_ref, v_ref, do_ref, lse_ref, delta_ref = refs[:6]
         q_ids_ref, k_ids_ref = refs[6:8] if segments else (None, None)
-        spans_ref, *refs = refs[8 if segments else 6 :]
+        spans_ref, places_ref, *refs = refs[8 if segments else 6 :]
         offset_ref = None if isinstance(offset, int) else refs.pop(0)
-        dq_ref, q_smem, do_smem, lse_smem, delta_smem, k_smem, v_smem, *refs = refs
+        dq_ref, places_smem, q_smem, do_smem, lse_smem, delta_smem, k_smem, v_smem, *refs = refs
         q_ids_smem, k_ids_smem = (refs.pop(0), refs.pop(0)) if segments else (None, None)
         rows_ready, ready, free = refs
         group = lax.axis_index("group")
@@ -95,6 +95,7 @@ def of_queries(given: Inputs, spans: jax.Array, offset: int | jax.Array, scores:
             plgpu.set_max_registers(PRODUCER, action="decrease")
             for g in range(groups):
                 part = pl.ds((block * groups + g) * ROWS, ROWS)
+                plgpu.copy_gmem_to_smem(places_ref, places_smem.at[g], rows_ready.at[g])
                 for source, target in ((q_ref, q_smem), (do_ref, do_smem)):
                     plgpu.copy_gmem_to_smem(source.at[batch, part, head], target.at[g], rows_ready.at[g])
                 for source, target in ((lse_ref, lse_smem), (delta_ref, delta_smem)):
@@ -126,7 +127,8 @@ def of_queries(given: Inputs, spans: jax.Array, offset: int | jax.Array, scores:
                         pairs = (q_ids_smem.at[group], 1), (k_ids_smem.at[place_of(j)], 0)
                         ids = tuple(mosaic.layout_cast(x[...], plgpu.Layout.WGMMA.reduce(axis)) for x, axis in pairs)
                         p_RC = jnp.where(same(*ids, p_RC.shape), p_RC, jnp.zeros((), p_RC.dtype))
-                    seen = scores.seen(q_first, j * C, shift, p_RC.shape)
+                    places = mosaic.layout_cast(places_smem.at[group][...], plgpu.Layout.WGMMA.reduce(0))
+                    seen = scores.seen(q_first, j * C, shift, p_RC.shape, places=places)
                     return p_RC if seen is None else jnp.where(seen, p_RC, jnp.zeros((), p_RC.dtype))
 
                 hide = at_the_edge(scores, (j < whole_first) | (j >= whole_end), hidden)
@@ -157,15 +159,16 @@ def of_queries(given: Inputs, spans: jax.Array, offset: int | jax.Array, scores:
     tile = lambda *shape: plgpu.SMEM((*shape, D), dtype, transforms=mosaic.swizzled(D, dtype))
     numbers = lambda *shape, dtype=jnp.float32: plgpu.SMEM(shape, dtype)
     scratch = [
+        numbers(groups, C, dtype=jnp.int32),
         *(tile(groups, ROWS), tile(groups, ROWS), numbers(groups, ROWS), numbers(groups, ROWS)),
         *(tile(stages, C), tile(stages, C)),
         *((numbers(groups, ROWS, dtype=jnp.int32), numbers(stages, C, dtype=jnp.int32)) if segments else ()),
-        plgpu.Barrier(num_arrivals=5 if segments else 4, num_barriers=groups),
+        plgpu.Barrier(num_arrivals=6 if segments else 5, num_barriers=groups),
         plgpu.Barrier(num_arrivals=3 if segments else 2, num_barriers=stages),
         plgpu.Barrier(num_arrivals=groups, num_barriers=stages),
     ]
     call = _kernel(body, "attention_backward_queries", operands[0], groups, order.tiles, scratch)
-    found: jax.Array = call(*operands, spans, *(() if isinstance(offset, int) else (offset,)))
+    found: jax.Array = call(*operands, spans, jnp.arange(C, dtype=jnp.int32), *(() if isinstance(offset, int) else (offset,)))
     return found[:, : sizes.queries]
 
 
@@ -247,7 +250,7 @@ def of_keys(
                         ids = tuple(mosaic.layout_cast(x[...], plgpu.Layout.WGMMA.reduce(axis)) for x, axis in pairs)
                         p_RC = jnp.where(same(*ids, p_RC.shape), p_RC, jnp.zeros((), p_RC.dtype))
                     places = mosaic.layout_cast(places_smem.at[group][...], plgpu.Layout.WGMMA.reduce(0))
-                    seen = scores.seen(j * C, k_first, shift, p_RC.shape, places)
+                    seen = scores.seen(j * C, k_first, shift, p_RC.shape, places=places, of_keys=True)
                     return p_RC if seen is None else jnp.where(seen, p_RC, jnp.zeros((), p_RC.dtype))
 
                 def along(ref: Any) -> jax.Array:

@@ -68,22 +68,32 @@ class Scores:
         return t_QC * (cap * LOG2_E), t_QC
 
     def seen(
-        self, q_first: Any, k_first: Any, offset: Any, shape: tuple[int, int], queries: jax.Array | None = None
+        self,
+        q_first: Any,
+        k_first: Any,
+        offset: Any,
+        shape: tuple[int, int],
+        *,
+        places: jax.Array | None = None,
+        of_keys: bool = False,
     ) -> jax.Array | None:
-        """Which scores of a block (queries, keys) are seen by their places; None for all.
+        """Which scores of a block (queries, keys) are seen by their places; None for all. of_keys: the block is (keys, queries).
 
-        queries: where it is given, the block is (keys, queries), and this is the number of each query in it.
+        places: 0, 1, … of the columns, read from memory: an iota is moved out of the loop, where it takes a register for each column.
         """
         rows = mosaic.iota(shape, 0, plgpu.Layout.WGMMA)
+        columns = (
+            mosaic.iota(shape, 1, plgpu.Layout.WGMMA) if places is None else lax.broadcast_in_dim(places, shape, [1])
+        )
         parts = []
-        if queries is not None:  # what differs from block to block is added to the rows, of which a thread has two
+        if of_keys:  # what differs from block to block is added to the rows, of which a thread has two
             k, first = rows + k_first, rows + (k_first - q_first - offset)
             if self.options.causal:
-                parts.append(lax.broadcast_in_dim(queries, shape, [1]) >= first)
+                parts.append(columns >= first)
             if self.options.window is not None:
-                parts.append(lax.broadcast_in_dim(queries, shape, [1]) < first + self.options.window)
+                parts.append(columns < first + self.options.window)
         else:
-            k, last = mosaic.iota(shape, 1, plgpu.Layout.WGMMA) + k_first, rows + (q_first + offset)
+            k, last = columns + k_first, rows + (q_first + offset)
             if self.options.causal:
                 parts.append(k <= last)
             if self.options.window is not None:
@@ -145,10 +155,12 @@ def forward(
         refs = list(refs)
         q_ref, k_ref, v_ref, spans_ref, *refs = refs
         offset_ref = None if isinstance(offset, int) else refs.pop(0)
+        places_ref = refs.pop(0)
         q_ids_ref, k_ids_ref = (refs.pop(0), refs.pop(0)) if segments else (None, None)
         out_ref, lse_ref, q_smem, k_smem, v_smem, o_smem, lse_smem, *refs = refs
+        places_smem = refs.pop(0)
         q_ids_smem, k_ids_smem = (refs.pop(0), refs.pop(0)) if segments else (None, None)
-        q_ready, q_free, k_ready, k_free, v_ready, v_free, turn = refs
+        places_ready, q_ready, q_free, k_ready, k_free, v_ready, v_free, turn = refs
         group = lax.axis_index("group")
         trips, index = walk(order, programs)
 
@@ -202,7 +214,8 @@ def forward(
                         pairs = (q_ids_smem.at[group], 1), (k_ids_smem.at[slot_of(step, stages)], 0)
                         ids = tuple(mosaic.layout_cast(x[...], plgpu.Layout.WGMMA.reduce(axis)) for x, axis in pairs)
                         s_QC = jnp.where(same(*ids, s_QC.shape), s_QC, hidden)
-                    seen = scores.seen(q_first, j * C, shift, s_QC.shape)
+                    places = mosaic.layout_cast(places_smem[...], plgpu.Layout.WGMMA.reduce(0))
+                    seen = scores.seen(q_first, j * C, shift, s_QC.shape, places=places)
                     return s_QC if seen is None else jnp.where(seen, s_QC, hidden)
 
                 s_QC, _ = scores.capped(s_QC)
@@ -271,6 +284,7 @@ def forward(
         @pl.when(group == 2)
         def producer() -> None:
             plgpu.set_max_registers(PRODUCER, action="decrease")
+            plgpu.copy_gmem_to_smem(places_ref, places_smem, places_ready)
             steps = lax.fori_loop(0, trips, produce, jnp.int32(0))
             for slot in range(stages):  # what was handed over last is given back as well
                 for free in (k_free, v_free):
@@ -281,6 +295,7 @@ def forward(
         @pl.when(group < 2)
         def consumers() -> None:
             plgpu.set_max_registers(CONSUMER, action="increase")
+            plgpu.barrier_wait(places_ready)
             pl.when(group == 1)(lambda: plgpu.barrier_arrive(turn.at[0]))
             lax.fori_loop(0, trips, consume, jnp.int32(0))
             pl.when(group == 0)(lambda: plgpu.barrier_wait(turn.at[0]))
@@ -295,7 +310,9 @@ def forward(
         block(stages, C),
         block(2, ROWS) if config.own_output else plgpu.SMEM((1,), jnp.float32),
         plgpu.SMEM((2, ROWS), jnp.float32),
+        plgpu.SMEM((C,), jnp.int32),
         *ids,
+        barriers(1),
         barriers(2, 2 if segments else 1),
         barriers(2),
         barriers(stages, 2 if segments else 1),
@@ -316,6 +333,6 @@ def forward(
         scratch_types=scratch,
         approx_math=True,
     )
-    operands = [q_BTND, k_BSKD, v_BSKD, spans, *(() if isinstance(offset, int) else (offset,)), *((q_ids_BT, k_ids_BS) if segments else ())]
+    operands = [q_BTND, k_BSKD, v_BSKD, spans, *(() if isinstance(offset, int) else (offset,)), jnp.arange(C, dtype=jnp.int32), *((q_ids_BT, k_ids_BS) if segments else ())]
     out, found = call(*operands)
     return out[:, : sizes.queries], found
