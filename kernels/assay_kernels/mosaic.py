@@ -66,7 +66,7 @@ def product(a: Any, b: Any, *, onto: jax.Array | None = None) -> jax.Array:
         found = jax.numpy.dot(*values, preferred_element_type=jax.numpy.float32)
         return found if onto is None else onto + found
     if onto is not None:
-        added: jax.Array = pl.run_state(lambda acc: plgpu.wgmma(acc, a, b))(plgpu.ACC.init(onto))
+        added: jax.Array = pl.run_state(lambda acc: plgpu.wgmma(acc, a, b))(plgpu.WGMMAAccumulatorRef.init(onto))
         return added
 
     def alone(acc: Any) -> jax.Array:
@@ -74,11 +74,13 @@ def product(a: Any, b: Any, *, onto: jax.Array | None = None) -> jax.Array:
         found: jax.Array = acc[...]
         return found
 
-    fresh: jax.Array = pl.run_scoped(alone, plgpu.ACC(shape, jax.numpy.float32))
+    fresh: jax.Array = pl.run_scoped(alone, plgpu.WGMMAAccumulatorRef(shape, jax.numpy.float32))
     return fresh
 
 
-def products(*operands: tuple[Any, Any, jax.Array], started: Callable[[], None] = lambda: None) -> tuple[jax.Array, ...]:
+def products(
+    *operands: tuple[Any, Any, jax.Array], started: Callable[[], None] = lambda: None
+) -> tuple[jax.Array, ...]:
     """a b + onto for each (a, b, onto) as `product` gives it, all started before any is waited for. started: called in between."""
     if interpreting():
         found = tuple(product(a, b, onto=onto) for a, b, onto in operands)
@@ -90,7 +92,9 @@ def products(*operands: tuple[Any, Any, jax.Array], started: Callable[[], None] 
             plgpu.wgmma(accumulator, a, b)
         started()
 
-    added: tuple[jax.Array, ...] = pl.run_state(start)(tuple(plgpu.ACC.init(onto) for _, _, onto in operands))
+    added: tuple[jax.Array, ...] = pl.run_state(start)(
+        tuple(plgpu.WGMMAAccumulatorRef.init(onto) for _, _, onto in operands)
+    )
     return added
 
 

@@ -4,6 +4,7 @@ from typing import Any
 
 import jax
 
+from assay_kernels.attention import cudnn
 from assay_kernels.attention.reference import reference
 from assay_kernels.attention.shapes import Attention, Options, check
 from assay_kernels.op import Op
@@ -72,3 +73,6 @@ def _mosaic(*arguments: Any) -> Attention:
     from assay_kernels.attention import mosaic
 
     return mosaic.attention(*arguments)
+
+
+OP.register("cudnn", supports=cudnn.supports, priority=20)(cudnn.attention)

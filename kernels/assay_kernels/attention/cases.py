@@ -37,10 +37,11 @@ class Call:
     def draw(self, seed: int) -> tuple[Any, ...]:
         """The positional arguments of OP."""
         rng = np.random.default_rng(seed)
-        of = lambda tokens, heads: jnp.asarray(
-            rng.normal(size=(self.batch, tokens, heads, self.head_dim)) * self.magnitude, self.dtype
+        shapes = ((self.queries, self.heads), (self.keys, self.kv_heads), (self.keys, self.kv_heads))
+        q, k, v = (
+            jnp.asarray(rng.normal(size=(self.batch, *shape, self.head_dim)) * self.magnitude, self.dtype)
+            for shape in shapes
         )
-        q, k, v = of(self.queries, self.heads), of(self.keys, self.kv_heads), of(self.keys, self.kv_heads)
         q_ids, kv_ids = (None, None) if self.segments is None else (self.ids(self.queries), self.ids(self.keys))
         if kv_ids is not None and self.other_segments:
             kv_ids = kv_ids + 1

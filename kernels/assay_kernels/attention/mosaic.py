@@ -82,9 +82,7 @@ class Plan:
         return Scores(self.sizes, self.options, self.segments, self.sizes.keys % block_k != 0)
 
 
-def supports(
-    q: jax.Array, k: jax.Array, bias: jax.Array | None, dropout_key: jax.Array | None
-) -> str | None:
+def supports(q: jax.Array, k: jax.Array, bias: jax.Array | None, dropout_key: jax.Array | None) -> str | None:
     """Why these kernels cannot do such a call on a Hopper GPU, or None."""
     if q.dtype not in (jnp.bfloat16, jnp.float16):
         return f"takes bfloat16 or float16, not {q.dtype}"
@@ -125,7 +123,9 @@ def attention(
     options: Options,
 ) -> Attention:
     """As `reference`."""
-    return configured_attention(q, k, v, q_segment_ids, kv_segment_ids, offset, options, configured(q, k, q_segment_ids is not None, options))
+    return configured_attention(
+        q, k, v, q_segment_ids, kv_segment_ids, offset, options, configured(q, k, q_segment_ids is not None, options)
+    )
 
 
 def configured_attention(
@@ -210,7 +210,9 @@ def _attention_bwd(plan: Plan, saved: Any, cotangents: tuple[jax.Array, jax.Arra
 _attention.defvjp(_attention_fwd, _attention_bwd)
 
 
-def _spans(plan: Plan, block_q: int, block_k: int, q_ids: Any, k_ids: Any, offset: Any, *, of_keys: bool = False) -> Any:
+def _spans(
+    plan: Plan, block_q: int, block_k: int, q_ids: Any, k_ids: Any, offset: Any, *, of_keys: bool = False
+) -> Any:
     sizes = plan.sizes
     if q_ids is not None:
         q_ids, k_ids = q_ids[:, : sizes.queries], k_ids[:, : sizes.keys]

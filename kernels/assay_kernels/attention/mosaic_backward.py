@@ -15,7 +15,19 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from assay_kernels import mosaic
-from assay_kernels.attention.mosaic_forward import CONSUMER, PRODUCER, ROWS, Scores, same, slot_of
+from assay_kernels.attention.mosaic_forward import (
+    CONSUMER,
+    PRODUCER,
+    ROWS,
+    Scores,
+    loaded,
+    numbers,
+    same,
+    slot_of,
+    take,
+    tiles,
+    zeros,
+)
 from assay_kernels.attention.plan import Order
 
 Which = Literal["both", "keys", "values"]
@@ -51,9 +63,7 @@ class Inputs:
         return [q, k, v, do, self.lse_BNT, self.delta_BNT, *ids]
 
 
-def weights(
-    scores: Scores, s_RC: jax.Array, lse_RC: jax.Array, hide: Any, dtype: Any
-) -> tuple[jax.Array, jax.Array]:
+def weights(scores: Scores, s_RC: jax.Array, lse_RC: jax.Array, hide: Any, dtype: Any) -> tuple[jax.Array, jax.Array]:
     """(weights, weights times the soft-cap's derivative) in `dtype`, from q k^T. hide: weights -> those that are seen."""
     s_RC, t_RC = scores.capped(s_RC)
     p_RC = jnp.exp2(s_RC * scores.factor - lse_RC)
@@ -61,19 +71,21 @@ def weights(
     return seen_RC, seen_RC if t_RC is None else hide((p_RC * (1.0 - t_RC * t_RC)).astype(dtype))
 
 
-def of_queries(given: Inputs, spans: jax.Array, offset: int | jax.Array, scores: Scores, config: Backward, order: Order) -> jax.Array:
+def of_queries(
+    given: Inputs, spans: jax.Array, offset: int | jax.Array, scores: Scores, config: Backward, order: Order
+) -> jax.Array:
     """The gradient of q. spans: of blocks of groups x 64 queries."""
     sizes, dtype, segments = scores.sizes, given.q_BTND.dtype, scores.segments
     D, C, stages, groups = sizes.head_dim, config.block, config.stages, config.groups
 
-    def body(*refs: Any) -> None:
-        refs = list(refs)
-        q_ref, k_ref, v_ref, do_ref, lse_ref, delta_ref = refs[:6]
-        q_ids_ref, k_ids_ref = refs[6:8] if segments else (None, None)
-        spans_ref, places_ref, *refs = refs[8 if segments else 6 :]
-        offset_ref = None if isinstance(offset, int) else refs.pop(0)
-        dq_ref, places_smem, q_smem, do_smem, lse_smem, delta_smem, k_smem, v_smem, *refs = refs
-        q_ids_smem, k_ids_smem = (refs.pop(0), refs.pop(0)) if segments else (None, None)
+    def body(*references: Any) -> None:
+        refs = list(references)
+        q_ref, k_ref, v_ref, do_ref, lse_ref, delta_ref = take(refs, 6)
+        q_ids_ref, k_ids_ref = take(refs, 2, there=segments)
+        spans_ref, places_ref = take(refs, 2)
+        (offset_ref,) = take(refs, 1, there=not isinstance(offset, int))
+        dq_ref, places_smem, q_smem, do_smem, lse_smem, delta_smem, k_smem, v_smem = take(refs, 8)
+        q_ids_smem, k_ids_smem = take(refs, 2, there=segments)
         rows_ready, ready, free = refs
         group = lax.axis_index("group")
         pair, block = order.tile(lax.axis_index("program"))
@@ -110,31 +122,29 @@ def of_queries(given: Inputs, spans: jax.Array, offset: int | jax.Array, scores:
             q_first = (block * groups + group) * ROWS
             qs, dos = q_smem.at[group], do_smem.at[group]
             plgpu.barrier_wait(rows_ready.at[group])
-            of_rows = plgpu.Layout.WGMMA.reduce(1)
-            lse_R, delta_R = (mosaic.layout_cast(x[...], of_rows) for x in (lse_smem.at[group], delta_smem.at[group]))
+            lse_R, delta_R = (loaded(x.at[group], 0) for x in (lse_smem, delta_smem))
             shift = offset if isinstance(offset, int) else offset_ref[0]
-            zeros = lambda columns: mosaic.layout_cast(jnp.zeros((ROWS, columns), jnp.float32), plgpu.Layout.WGMMA)
 
-            place_of = lambda j: slot_of(j - first, stages)
+            def place_of(j: Any) -> Any:
+                return slot_of(j - first, stages)
 
             def first_products(slot: Any) -> list[tuple[Any, Any, jax.Array]]:
                 keys, values = mosaic.transposed(k_smem.at[slot]), mosaic.transposed(v_smem.at[slot])
-                return [(qs, keys, zeros(C)), (dos, values, zeros(C))]
+                return [(qs, keys, zeros(ROWS, C)), (dos, values, zeros(ROWS, C))]
 
             def rounded(s_RC: jax.Array, dp_RC: jax.Array, j: Any) -> jax.Array:
                 def hidden(p_RC: jax.Array) -> jax.Array:
                     if segments:
-                        pairs = (q_ids_smem.at[group], 1), (k_ids_smem.at[place_of(j)], 0)
-                        ids = tuple(mosaic.layout_cast(x[...], plgpu.Layout.WGMMA.reduce(axis)) for x, axis in pairs)
+                        ids = q_ids_smem.at[group], k_ids_smem.at[place_of(j)]
                         p_RC = jnp.where(same(*ids, p_RC.shape), p_RC, jnp.zeros((), p_RC.dtype))
-                    places = mosaic.layout_cast(places_smem.at[group][...], plgpu.Layout.WGMMA.reduce(0))
+                    places = loaded(places_smem.at[group], 1)
                     seen = scores.seen(q_first, j * C, shift, p_RC.shape, places=places)
                     return p_RC if seen is None else jnp.where(seen, p_RC, jnp.zeros((), p_RC.dtype))
 
                 hide = at_the_edge(scores, (j < whole_first) | (j >= whole_end), hidden)
-                along = lambda x_R: lax.broadcast_in_dim(x_R, s_RC.shape, [0])
-                slope_RC = weights(scores, s_RC, along(lse_R), hide, jnp.float32)[1]
-                return (slope_RC * (dp_RC - along(delta_R))).astype(dtype)
+                lse_RC, delta_RC = (lax.broadcast_in_dim(x_R, s_RC.shape, [0]) for x_R in (lse_R, delta_R))
+                slope_RC = weights(scores, s_RC, lse_RC, hide, jnp.float32)[1]
+                return (slope_RC * (dp_RC - delta_RC)).astype(dtype)
 
             def one(j: Any, carry: Any) -> Any:
                 s_RC, dp_RC, dq_RD = carry
@@ -147,7 +157,7 @@ def of_queries(given: Inputs, spans: jax.Array, offset: int | jax.Array, scores:
 
             plgpu.barrier_wait(ready.at[place_of(first)])
             s_RC, dp_RC = mosaic.products(*first_products(place_of(first)))
-            s_RC, dp_RC, dq_RD = lax.fori_loop(first, end - 1, one, (s_RC, dp_RC, zeros(D)))
+            s_RC, dp_RC, dq_RD = lax.fori_loop(first, end - 1, one, (s_RC, dp_RC, zeros(ROWS, D)))
             (dq_RD,) = mosaic.products((rounded(s_RC, dp_RC, end - 1), k_smem.at[place_of(end - 1)], dq_RD))
             plgpu.barrier_arrive(free.at[place_of(end - 1)])
             qs[...] = (dq_RD * scores.scale).astype(dtype)
@@ -156,19 +166,24 @@ def of_queries(given: Inputs, spans: jax.Array, offset: int | jax.Array, scores:
             plgpu.wait_smem_to_gmem(0)
 
     operands = given.operands(groups * ROWS, C)
-    tile = lambda *shape: plgpu.SMEM((*shape, D), dtype, transforms=mosaic.swizzled(D, dtype))
-    numbers = lambda *shape, dtype=jnp.float32: plgpu.SMEM(shape, dtype)
     scratch = [
         numbers(groups, C, dtype=jnp.int32),
-        *(tile(groups, ROWS), tile(groups, ROWS), numbers(groups, ROWS), numbers(groups, ROWS)),
-        *(tile(stages, C), tile(stages, C)),
+        *(
+            tiles(groups, ROWS, D, dtype=dtype),
+            tiles(groups, ROWS, D, dtype=dtype),
+            numbers(groups, ROWS),
+            numbers(groups, ROWS),
+        ),
+        *(tiles(stages, C, D, dtype=dtype), tiles(stages, C, D, dtype=dtype)),
         *((numbers(groups, ROWS, dtype=jnp.int32), numbers(stages, C, dtype=jnp.int32)) if segments else ()),
         plgpu.Barrier(num_arrivals=6 if segments else 5, num_barriers=groups),
         plgpu.Barrier(num_arrivals=3 if segments else 2, num_barriers=stages),
         plgpu.Barrier(num_arrivals=groups, num_barriers=stages),
     ]
     call = _kernel(body, "attention_backward_queries", operands[0], groups, order.tiles, scratch)
-    found: jax.Array = call(*operands, spans, jnp.arange(C, dtype=jnp.int32), *(() if isinstance(offset, int) else (offset,)))
+    found: jax.Array = call(
+        *operands, spans, jnp.arange(C, dtype=jnp.int32), *(() if isinstance(offset, int) else (offset,))
+    )
     return found[:, : sizes.queries]
 
 
@@ -186,15 +201,15 @@ def of_keys(
     D, C, stages, groups = sizes.head_dim, config.block, config.stages, config.groups
     keys, values = which != "values", which != "keys"
 
-    def body(*refs: Any) -> None:
-        refs = list(refs)
-        q_ref, k_ref, v_ref, do_ref, lse_ref, delta_ref = refs[:6]
-        q_ids_ref, k_ids_ref = refs[6:8] if segments else (None, None)
-        spans_ref, places_ref, *refs = refs[8 if segments else 6 :]
-        offset_ref = None if isinstance(offset, int) else refs.pop(0)
-        outputs, refs = refs[: keys + values], refs[keys + values :]
-        k_smem, v_smem, places_smem, q_smem, do_smem, lse_smem, delta_smem, *refs = refs
-        q_ids_smem, k_ids_smem = (refs.pop(0), refs.pop(0)) if segments else (None, None)
+    def body(*references: Any) -> None:
+        refs = list(references)
+        q_ref, k_ref, v_ref, do_ref, lse_ref, delta_ref = take(refs, 6)
+        q_ids_ref, k_ids_ref = take(refs, 2, there=segments)
+        spans_ref, places_ref = take(refs, 2)
+        (offset_ref,) = take(refs, 1, there=not isinstance(offset, int))
+        outputs = take(refs, keys + values)
+        k_smem, v_smem, places_smem, q_smem, do_smem, lse_smem, delta_smem = take(refs, 7)
+        q_ids_smem, k_ids_smem = take(refs, 2, there=segments)
         rows_ready, ready, free = refs
         group = lax.axis_index("group")
         pair, block = order.tile(lax.axis_index("program"))
@@ -235,27 +250,24 @@ def of_keys(
             k_first = (block * groups + group) * ROWS
             ks = k_smem.at[group]
             shift = offset if isinstance(offset, int) else offset_ref[0]
-            zeros = lambda columns: mosaic.layout_cast(jnp.zeros((ROWS, columns), jnp.float32), plgpu.Layout.WGMMA)
             plgpu.barrier_wait(rows_ready.at[group])
 
             def scores_of(step: Any) -> tuple[Any, Any, jax.Array]:
-                return ks, mosaic.transposed(q_smem.at[slot_of(step, stages)]), zeros(C)
+                return ks, mosaic.transposed(q_smem.at[slot_of(step, stages)]), zeros(ROWS, C)
 
             def one(step: Any, s_RC: jax.Array, sums: tuple[jax.Array, ...], following: list[Any]) -> Any:
                 slot, j = slot_of(step, stages), first + (step if sizes.group == 1 else lax.rem(step, length))
 
                 def hidden(p_RC: jax.Array) -> jax.Array:
                     if segments:
-                        pairs = (k_ids_smem.at[group], 1), (q_ids_smem.at[slot], 0)
-                        ids = tuple(mosaic.layout_cast(x[...], plgpu.Layout.WGMMA.reduce(axis)) for x, axis in pairs)
+                        ids = k_ids_smem.at[group], q_ids_smem.at[slot]
                         p_RC = jnp.where(same(*ids, p_RC.shape), p_RC, jnp.zeros((), p_RC.dtype))
-                    places = mosaic.layout_cast(places_smem.at[group][...], plgpu.Layout.WGMMA.reduce(0))
+                    places = loaded(places_smem.at[group], 1)
                     seen = scores.seen(j * C, k_first, shift, p_RC.shape, places=places, of_keys=True)
                     return p_RC if seen is None else jnp.where(seen, p_RC, jnp.zeros((), p_RC.dtype))
 
                 def along(ref: Any) -> jax.Array:
-                    numbers = mosaic.layout_cast(ref.at[slot][...], plgpu.Layout.WGMMA.reduce(0))
-                    return lax.broadcast_in_dim(numbers, (ROWS, C), [1])
+                    return lax.broadcast_in_dim(loaded(ref.at[slot], 1), (ROWS, C), [1])
 
                 hide = at_the_edge(scores, (j < whole_first) | (j >= whole_end), hidden)
                 p_RC, slope_RC = weights(scores, s_RC, along(lse_smem), hide, dtype)
@@ -277,12 +289,14 @@ def of_keys(
             last = length * sizes.group - 1
             start = lax.rem(last, 1)  # 0, but no constant: wgmma takes none as an index
             plgpu.barrier_wait(ready.at[start])
-            carry = (*mosaic.products(scores_of(start)), *(zeros(D),) * (keys + values))
+            carry = (*mosaic.products(scores_of(start)), *(zeros(ROWS, D),) * (keys + values))
             s_RC, *sums = lax.fori_loop(0, last, loop, carry)
             sums = one(last, s_RC, sums, [])
             plgpu.barrier_arrive(free.at[slot_of(last, stages)])
             places = ([ks] if keys else []) + ([v_smem.at[group] if keys else ks] if values else [])
-            for place, total, factor in zip(places, sums, ([scores.scale] if keys else []) + [1.0] * values, strict=True):
+            for place, total, factor in zip(
+                places, sums, ([scores.scale] if keys else []) + [1.0] * values, strict=True
+            ):
                 place[...] = (total * factor).astype(dtype)
             plgpu.commit_smem()
             for place, output in zip(places, outputs, strict=True):
@@ -290,11 +304,13 @@ def of_keys(
             plgpu.wait_smem_to_gmem(0)
 
     operands = given.operands(C, groups * ROWS)
-    tile = lambda *shape: plgpu.SMEM((*shape, D), dtype, transforms=mosaic.swizzled(D, dtype))
-    numbers = lambda *shape, dtype=jnp.float32: plgpu.SMEM(shape, dtype)
     scratch = [
-        *(tile(groups, ROWS), tile(groups, ROWS) if keys else numbers(1), numbers(groups, C, dtype=jnp.int32)),
-        *(tile(stages, C), tile(stages, C), numbers(stages, C), numbers(stages, C)),
+        *(
+            tiles(groups, ROWS, D, dtype=dtype),
+            tiles(groups, ROWS, D, dtype=dtype) if keys else numbers(1),
+            numbers(groups, C, dtype=jnp.int32),
+        ),
+        *(tiles(stages, C, D, dtype=dtype), tiles(stages, C, D, dtype=dtype), numbers(stages, C), numbers(stages, C)),
         *((numbers(stages, C, dtype=jnp.int32), numbers(groups, ROWS, dtype=jnp.int32)) if segments else ()),
         plgpu.Barrier(num_arrivals=2 + keys + segments, num_barriers=groups),
         plgpu.Barrier(num_arrivals=5 if segments else 4, num_barriers=stages),

@@ -72,7 +72,7 @@ class Scores:
         q_first: Any,
         k_first: Any,
         offset: Any,
-        shape: tuple[int, int],
+        shape: tuple[int, ...],
         *,
         places: jax.Array | None = None,
         of_keys: bool = False,
@@ -103,9 +103,39 @@ class Scores:
         return functools.reduce(operator.and_, parts) if parts else None
 
 
-def same(ids_of_rows: jax.Array, ids_of_columns: jax.Array, shape: tuple[int, int]) -> jax.Array:
-    """Where the row's segment is the column's."""
-    return lax.broadcast_in_dim(ids_of_rows, shape, [0]) == lax.broadcast_in_dim(ids_of_columns, shape, [1])
+def numbers(*shape: int, dtype: Any = jnp.float32) -> Any:
+    """Shared memory for numbers of rows or columns."""
+    return plgpu.SMEM(shape, dtype)
+
+
+def tiles(*shape: int, dtype: Any) -> Any:
+    """Shared memory for blocks (…, rows, head_dim) that are copied and multiplied."""
+    return plgpu.SMEM(shape, dtype, transforms=mosaic.swizzled(shape[-1], dtype))
+
+
+def zeros(rows: int, columns: int) -> jax.Array:
+    """fp32, as wgmma holds its results."""
+    return mosaic.layout_cast(jnp.zeros((rows, columns), jnp.float32), plgpu.Layout.WGMMA)
+
+
+def loaded(ref: Any, axis: int) -> jax.Array:
+    """The numbers of rows (axis 0) or columns (1) of a block, from shared memory."""
+    return mosaic.layout_cast(ref[...], plgpu.Layout.WGMMA.reduce(1 - axis))
+
+
+def take(refs: list[Any], count: int, *, there: bool = True) -> Any:
+    """The first `count` references, which are removed; where they are not there, None as often."""
+    if not there:
+        return (None,) * count
+    found = refs[:count]
+    del refs[:count]
+    return found
+
+
+def same(ids_of_rows: Any, ids_of_columns: Any, shape: tuple[int, ...]) -> jax.Array:
+    """Where the row's segment is the column's; from references."""
+    rows, columns = (loaded(ref, axis) for axis, ref in enumerate((ids_of_rows, ids_of_columns)))
+    return lax.broadcast_in_dim(rows, shape, [0]) == lax.broadcast_in_dim(columns, shape, [1])
 
 
 def slot_of(step: Any, stages: int) -> Any:
@@ -151,15 +181,14 @@ def forward(
     factor = scores.factor
     hidden = max(HIDDEN / factor, -3e38)
 
-    def body(*refs: Any) -> None:
-        refs = list(refs)
-        q_ref, k_ref, v_ref, spans_ref, *refs = refs
-        offset_ref = None if isinstance(offset, int) else refs.pop(0)
-        places_ref = refs.pop(0)
-        q_ids_ref, k_ids_ref = (refs.pop(0), refs.pop(0)) if segments else (None, None)
-        out_ref, lse_ref, q_smem, k_smem, v_smem, o_smem, lse_smem, *refs = refs
-        places_smem = refs.pop(0)
-        q_ids_smem, k_ids_smem = (refs.pop(0), refs.pop(0)) if segments else (None, None)
+    def body(*references: Any) -> None:
+        refs = list(references)
+        q_ref, k_ref, v_ref, spans_ref = take(refs, 4)
+        (offset_ref,) = take(refs, 1, there=not isinstance(offset, int))
+        (places_ref,) = take(refs, 1)
+        q_ids_ref, k_ids_ref = take(refs, 2, there=segments)
+        out_ref, lse_ref, q_smem, k_smem, v_smem, o_smem, lse_smem, places_smem = take(refs, 8)
+        q_ids_smem, k_ids_smem = take(refs, 2, there=segments)
         places_ready, q_ready, q_free, k_ready, k_free, v_ready, v_free, turn = refs
         group = lax.axis_index("group")
         trips, index = walk(order, programs)
@@ -185,7 +214,7 @@ def forward(
                 @pl.when(j == first)
                 def queries() -> None:
                     for g in range(2):
-                        pl.when(count > 0)(lambda g=g: plgpu.barrier_wait(q_free.at[g]))
+                        pl.when(count > 0)(functools.partial(plgpu.barrier_wait, q_free.at[g]))
                         rows = batch, pl.ds(block * 2 * ROWS + g * ROWS, ROWS), head
                         plgpu.copy_gmem_to_smem(q_ref.at[rows], q_smem.at[g], q_ready.at[g])
                         if segments:
@@ -211,10 +240,9 @@ def forward(
 
                 def masked(s_QC: jax.Array) -> jax.Array:
                     if segments:
-                        pairs = (q_ids_smem.at[group], 1), (k_ids_smem.at[slot_of(step, stages)], 0)
-                        ids = tuple(mosaic.layout_cast(x[...], plgpu.Layout.WGMMA.reduce(axis)) for x, axis in pairs)
+                        ids = q_ids_smem.at[group], k_ids_smem.at[slot_of(step, stages)]
                         s_QC = jnp.where(same(*ids, s_QC.shape), s_QC, hidden)
-                    places = mosaic.layout_cast(places_smem[...], plgpu.Layout.WGMMA.reduce(0))
+                    places = loaded(places_smem, 1)
                     seen = scores.seen(q_first, j * C, shift, s_QC.shape, places=places)
                     return s_QC if seen is None else jnp.where(seen, s_QC, hidden)
 
@@ -242,9 +270,10 @@ def forward(
                 plgpu.barrier_wait(v_ready.at[slot])
                 plgpu.barrier_wait(turn.at[group])
 
-                zeros = mosaic.layout_cast(jnp.zeros((ROWS, C), jnp.float32), plgpu.Layout.WGMMA)
                 s_QC, o_QD = mosaic.products(
-                    (qs, mosaic.transposed(k_smem.at[following]), zeros), (p_QC, v_smem.at[slot], o_QD), started=give_turn
+                    (qs, mosaic.transposed(k_smem.at[following]), zeros(ROWS, C)),
+                    (p_QC, v_smem.at[slot], o_QD),
+                    started=give_turn,
                 )
                 plgpu.barrier_arrive(v_free.at[slot])
                 return s_QC, o_QD, m_Q, l_Q, step + 1
@@ -252,7 +281,7 @@ def forward(
             rows_layout = plgpu.Layout.WGMMA.reduce(1)
             carry = (
                 s_QC,
-                mosaic.layout_cast(jnp.zeros((ROWS, D), jnp.float32), plgpu.Layout.WGMMA),
+                zeros(ROWS, D),
                 mosaic.layout_cast(jnp.full((ROWS,), HIDDEN, jnp.float32), rows_layout),
                 mosaic.layout_cast(jnp.zeros((ROWS,), jnp.float32), rows_layout),
                 step,
@@ -288,7 +317,7 @@ def forward(
             steps = lax.fori_loop(0, trips, produce, jnp.int32(0))
             for slot in range(stages):  # what was handed over last is given back as well
                 for free in (k_free, v_free):
-                    pl.when(steps > slot)(lambda free=free, slot=slot: plgpu.barrier_wait(free.at[slot]))
+                    pl.when(steps > slot)(functools.partial(plgpu.barrier_wait, free.at[slot]))
             for g in range(2):
                 plgpu.barrier_wait(q_free.at[g])
 
@@ -301,25 +330,22 @@ def forward(
             pl.when(group == 0)(lambda: plgpu.barrier_wait(turn.at[0]))
             plgpu.wait_smem_to_gmem(0)
 
-    block = lambda *shape: plgpu.SMEM((*shape, D), dtype, transforms=mosaic.swizzled(D, dtype))
-    ids = [plgpu.SMEM((2, ROWS), jnp.int32), plgpu.SMEM((stages, C), jnp.int32)] if segments else []
-    barriers = lambda count, arrivals=1: plgpu.Barrier(num_arrivals=arrivals, num_barriers=count)
     scratch = [
-        block(2, ROWS),
-        block(stages, C),
-        block(stages, C),
-        block(2, ROWS) if config.own_output else plgpu.SMEM((1,), jnp.float32),
-        plgpu.SMEM((2, ROWS), jnp.float32),
-        plgpu.SMEM((C,), jnp.int32),
-        *ids,
-        barriers(1),
-        barriers(2, 2 if segments else 1),
-        barriers(2),
-        barriers(stages, 2 if segments else 1),
-        barriers(stages, 2),
-        barriers(stages),
-        barriers(stages, 2),
-        barriers(2),
+        tiles(2, ROWS, D, dtype=dtype),
+        tiles(stages, C, D, dtype=dtype),
+        tiles(stages, C, D, dtype=dtype),
+        tiles(2, ROWS, D, dtype=dtype) if config.own_output else numbers(1),
+        numbers(2, ROWS),
+        numbers(C, dtype=jnp.int32),
+        *((numbers(2, ROWS, dtype=jnp.int32), numbers(stages, C, dtype=jnp.int32)) if segments else ()),
+        plgpu.Barrier(),
+        plgpu.Barrier(num_arrivals=2 if segments else 1, num_barriers=2),
+        plgpu.Barrier(num_barriers=2),
+        plgpu.Barrier(num_arrivals=2 if segments else 1, num_barriers=stages),
+        plgpu.Barrier(num_arrivals=2, num_barriers=stages),
+        plgpu.Barrier(num_barriers=stages),
+        plgpu.Barrier(num_arrivals=2, num_barriers=stages),
+        plgpu.Barrier(num_barriers=2),
     ]
     lse = jax.ShapeDtypeStruct((sizes.batch, sizes.heads, order.blocks * 2 * ROWS), jnp.float32)
     call = mosaic.kernel(
@@ -333,6 +359,14 @@ def forward(
         scratch_types=scratch,
         approx_math=True,
     )
-    operands = [q_BTND, k_BSKD, v_BSKD, spans, *(() if isinstance(offset, int) else (offset,)), jnp.arange(C, dtype=jnp.int32), *((q_ids_BT, k_ids_BS) if segments else ())]
+    operands = [
+        q_BTND,
+        k_BSKD,
+        v_BSKD,
+        spans,
+        *(() if isinstance(offset, int) else (offset,)),
+        jnp.arange(C, dtype=jnp.int32),
+        *((q_ids_BT, k_ids_BS) if segments else ()),
+    ]
     out, found = call(*operands)
     return out[:, : sizes.queries], found
