@@ -115,11 +115,13 @@ def swizzled(width: int, dtype: Any) -> tuple[Any, ...]:
     return plgpu.TilingTransform((8, swizzle // itemsize)), plgpu.SwizzleTransform(swizzle)
 
 
-def padded(x: jax.Array, axis: int, multiple: int) -> jax.Array:
-    """`x`, with zeros up to a multiple along an axis for the interpreter alone: TMA reads zeros beyond an array's end by itself."""
-    if not interpreting() or x.shape[axis] % multiple == 0:
-        return x
-    return jax.numpy.pad(x, [(0, -size % multiple if i == axis else 0) for i, size in enumerate(x.shape)])
+def padded(x: jax.Array, axis: int, block: int) -> jax.Array:
+    """`x` with zeros along an axis of rows, so that blocks of them can be copied in `swizzled` tiles: up to a multiple of 8.
+
+    What a copy reads beyond an array's end is 0, and what it writes there is dropped; the interpreter cannot do that, and gets whole blocks.
+    """
+    missing = -x.shape[axis] % (block if interpreting() else 8)
+    return jax.numpy.pad(x, [(0, missing if i == axis else 0) for i in range(x.ndim)]) if missing else x
 
 
 def interpreting() -> bool:

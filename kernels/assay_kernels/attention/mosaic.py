@@ -101,13 +101,15 @@ TUNED_EXACTLY = ("head_dim",)
 def configured(q: jax.Array, k: jax.Array, segments: bool, options: Options) -> Config:
     """The configuration for such a call: a measured one, or the rule's."""
     otherwise = rule(q.shape[3], segments or options.softcap is not None)
-    return tuned("attention", "mosaic", tuning_key(q, k, segments, options), exact=TUNED_EXACTLY, otherwise=otherwise)
+    return tuned(
+        "attention", "mosaic", tuning_key(q.shape, k.shape, segments, options), exact=TUNED_EXACTLY, otherwise=otherwise
+    )
 
 
-def tuning_key(q: jax.Array, k: jax.Array, segments: bool, options: Options) -> dict[str, int | str]:
-    """What the best configuration depends on."""
+def tuning_key(q: tuple[int, ...], k: tuple[int, ...], segments: bool, options: Options) -> dict[str, int | str]:
+    """What the best configuration depends on. q, k: their shapes."""
     flags = {"causal": options.causal, "segments": segments, "softcap": options.softcap is not None}
-    sizes = {"head_dim": q.shape[3], "queries": q.shape[1], "keys": k.shape[1]}
+    sizes = {"head_dim": q[3], "queries": q[1], "keys": k[1]}
     return {**sizes, **{name: "yes" if flag else "no" for name, flag in flags.items()}}
 
 

@@ -64,10 +64,10 @@ def spans(
     """
     static = isinstance(offset, int) and q_segment_ids is None
     xp: Any = np if static else jnp
-    q_first = np.arange(0, sizes.queries, block_q, dtype=np.int32)[:, None]
-    k_first = np.arange(0, sizes.keys, block_k, dtype=np.int32)[None, :]
+    q_first = np.arange(0, sizes.queries, block_q, dtype=np.int32)[None, :, None]
+    k_first = np.arange(0, sizes.keys, block_k, dtype=np.int32)[None, None, :]
     q_last, k_last = q_first + block_q - 1, k_first + block_k - 1
-    some = np.full((1, q_first.shape[0], k_first.shape[1]), True)
+    some = np.full((1, q_first.shape[1], k_first.shape[2]), True)
     whole = some & (k_last < sizes.keys)
     if options.causal:
         some, whole = some & (k_first <= q_last + offset), whole & (k_last <= q_first + offset)
@@ -87,7 +87,7 @@ def spans(
 
 def _runs(xp: Any, some: Any, whole: Any) -> Any:
     count = some.shape[-1]
-    index = np.arange(count, dtype=np.int32)
+    index = np.arange(count, dtype=np.int32)[None, None, :]
     end = xp.maximum(xp.max(xp.where(some, index + 1, 0), axis=-1), 1)
     first = xp.minimum(xp.min(xp.where(some, index, count), axis=-1), end - 1)
     whole_first = xp.minimum(xp.min(xp.where(whole, index, count), axis=-1), end)
