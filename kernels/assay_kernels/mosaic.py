@@ -118,7 +118,8 @@ def swizzled(width: int, dtype: Any) -> tuple[Any, ...]:
 def padded(x: jax.Array, axis: int, block: int) -> jax.Array:
     """`x` with zeros along an axis of rows, so that blocks of them can be copied in `swizzled` tiles: up to a multiple of 8.
 
-    What a copy reads beyond an array's end is 0, and what it writes there is dropped; the interpreter cannot do that, and gets whole blocks.
+    What a copy reads beyond an array's end is 0, and what it writes there is dropped; the interpreter, which cannot do that, gets whole
+    blocks.
     """
     missing = -x.shape[axis] % (block if interpreting() else 8)
     return jax.numpy.pad(x, [(0, missing if i == axis else 0) for i in range(x.ndim)]) if missing else x

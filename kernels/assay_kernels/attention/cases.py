@@ -85,6 +85,9 @@ CALLS: Mapping[str, Call] = {
     "extreme": Call(queries=64, keys=64, magnitude=30.0, options=causal()),
     "fp16": Call(queries=64, keys=64, dtype="float16", options=causal()),
     "several heads": Call(queries=130, keys=130, heads=4, kv_heads=2, options=causal()),
+    "all at once": Call(
+        queries=70, keys=130, heads=2, offset=60, segments=((50, 40),), options=causal(window=50, softcap=5.0)
+    ),
     "head dim 128": Call(queries=129, keys=129, head_dim=128, options=causal()),
 }
 BIASED: Mapping[str, Call] = {
