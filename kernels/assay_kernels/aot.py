@@ -40,7 +40,9 @@ def compile_for_h200(function: Callable[..., Any], *arguments: Any) -> Any:
     here = importlib.resources.files("assay_kernels") / "data" / "nvidia_h200.textproto"
     sharding = compat.absent_device("cuda", here.read_text(encoding="utf-8"))
     shapes = [jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding) for x in arguments]
-    with for_target(H200), compat.abstract_device(H200.platform, H200.device_kind, H200.cores):
+    absent = next(iter(sharding.device_set))  # cuDNN's attention is lowered for jax's default device
+    described = compat.abstract_device(H200.platform, H200.device_kind, H200.cores)
+    with for_target(H200), described, jax.default_device(absent):
         return jax.jit(function).lower(*shapes).compile()
 
 

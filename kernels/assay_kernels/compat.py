@@ -41,6 +41,16 @@ def default_device() -> jax.Device:
     return jax.devices()[0] if chosen is None else chosen
 
 
+def has_cudnn() -> bool:
+    """Whether jax has a CUDA plugin here that finds cuDNN, which jax.nn asks for its version when it is traced."""
+    try:
+        from jax._src.lib import cuda_versions
+
+        return cuda_versions is not None and bool(cuda_versions.cudnn_get_version())
+    except (ImportError, RuntimeError):
+        return False
+
+
 def alike(*arrays: Any) -> tuple[Any, ...]:
     """The arrays (or None), each varying over every mesh axis that one of them varies over; no change outside jax.shard_map.
 

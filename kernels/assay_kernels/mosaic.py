@@ -83,6 +83,26 @@ def product(a: Any, b: Any, *, onto: jax.Array | None = None) -> jax.Array:
     return fresh
 
 
+def products(
+    *operands: tuple[Any, Any, jax.Array], started: Callable[[], None] = lambda: None
+) -> tuple[jax.Array, ...]:
+    """a b + onto for each (a, b, onto) as `product` gives it, all started before any is waited for. started: called in between."""
+    if interpreting():
+        found = tuple(product(a, b, onto=onto) for a, b, onto in operands)
+        started()
+        return found
+
+    def start(accumulators: Any) -> None:
+        for (a, b, _), accumulator in zip(operands, accumulators, strict=True):
+            plgpu.wgmma(accumulator, a, b)
+        started()
+
+    added: tuple[jax.Array, ...] = pl.run_state(start)(
+        tuple(plgpu.WGMMAAccumulatorRef.init(onto) for _, _, onto in operands)
+    )
+    return added
+
+
 def _held(ref: Any) -> jax.Array:
     """What a reference, perhaps transposed, holds; for the interpreter."""
     last = ref.transforms[-1] if isinstance(ref, TransformedRef) else None
@@ -105,6 +125,16 @@ def padded(x: jax.Array, axis: int, multiple: int) -> jax.Array:
     if not interpreting() or x.shape[axis] % multiple == 0:
         return x
     return jax.numpy.pad(x, [(0, -size % multiple if i == axis else 0) for i, size in enumerate(x.shape)])
+
+
+def in_tiles(x: jax.Array, axis: int, block: int) -> jax.Array:
+    """`x` with zeros along an axis of rows, so that blocks of them can be copied in `swizzled` tiles: up to a multiple of 8.
+
+    What a copy reads beyond an array's end is 0, and what it writes there is dropped; the interpreter, which cannot do that, gets whole
+    blocks.
+    """
+    missing = -x.shape[axis] % (block if interpreting() else 8)
+    return jax.numpy.pad(x, [(0, missing if i == axis else 0) for i in range(x.ndim)]) if missing else x
 
 
 def interpreting() -> bool:

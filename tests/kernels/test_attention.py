@@ -1,5 +1,6 @@
 """attention against its definition, jax.nn and its former self; its kernels interpreted, lowered for CUDA, and in transformations."""
 
+import dataclasses
 import math
 from typing import Any
 
@@ -8,9 +9,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from assay_kernels.attention import OP, attention
+from assay.parallel.constrain import layout
+from assay.parallel.layout import make_layout
+from assay_kernels import H200, ImplementationError, for_target, recording
+from assay_kernels.aot import custom_calls, lower_for_cuda, lower_gradient_for_cuda
+from assay_kernels.attention import OP, attention, cudnn
 from assay_kernels.attention.cases import BIASED, CALLS, CASES, Call, causal
-from assay_kernels.attention.reference import MASKED
+from assay_kernels.attention.plan import order_of, spans
+from assay_kernels.attention.reference import MASKED, mask
+from assay_kernels.attention.shapes import Options, Sizes
+from assay_kernels.testing import check
+from assay_plugins.models.attention import attention as of_models
+from assay_plugins.parallelism.fsdp_tensor import FSDPTensor
 
 
 def drawn(call: Call, dtype: str | None = None, seed: int = 0) -> tuple[Any, ...]:
@@ -200,8 +210,174 @@ def test_bad_arguments_are_refused_in_words(change: dict[str, Any], message: str
         attention(**{"q": ARRAY, "k": ARRAY, "v": ARRAY, **change})
 
 
-def test_every_case_is_as_exact_in_its_own_dtype_as_the_ceiling_asks() -> None:
-    from assay_kernels.testing import check
+INTERPRETED = (
+    "one token",
+    "grouped",
+    "rows that see nothing",
+    "segments both ways",
+    "soft-cap",
+)  # the others run on a GPU
 
+
+@pytest.mark.parametrize("name", INTERPRETED)
+def test_the_kernels_compute_it_in_the_interpreter(name: str) -> None:
+    check(OP, "mosaic", CASES[name], interpret=True)
+
+
+@pytest.mark.skipif(jax.__version_info__ < (0, 11), reason="the interpreter of jax 0.10 sees races in part only")
+def test_no_memory_is_used_before_it_is_ready() -> None:
+    check(OP, "mosaic", CASES["grouped"], interpret=True, races=True)
+
+
+@pytest.mark.parametrize("fault", ["the scale is dropped", "the mask lets one key more through"])
+def test_the_cases_see_a_fault(fault: str, monkeypatch) -> None:
+    from assay_kernels.attention.mosaic_forward import Scores
+
+    seen = Scores.seen
+    wrong = lambda self, q, k, offset, *rest, **options: seen(self, q, k, offset + 1, *rest, **options)
+    if fault == "the scale is dropped":
+        monkeypatch.setattr(Scores, "factor", property(lambda scores: 1.0))
+    else:
+        monkeypatch.setattr(Scores, "seen", wrong)
+    with pytest.raises(AssertionError, match=r"attention\.mosaic: output"):
+        check(OP, "mosaic", dataclasses.replace(CASES["grouped"], differentiate=()), interpret=True)
+
+
+@pytest.mark.parametrize("of_keys", [False, True])
+@pytest.mark.parametrize("segments", [None, "sorted", "any"])
+@pytest.mark.parametrize(("window", "offset"), [(None, 0), (None, 70), (40, 0), (10, -50)])
+def test_blocks_are_left_out_and_unmasked_just_where_the_mask_says(
+    window: Any, offset: int, segments: Any, of_keys: bool
+) -> None:
+    sizes, rows, columns = Sizes(2, 100, 150, 1, 1, 8), 16, 32
+    rng = np.random.default_rng(0)
+    ids = [None, None]
+    if segments is not None:
+        ids = [jnp.asarray(rng.integers(0, 3, (2, n)), jnp.int32) for n in (100, 150)]
+        ids = [jnp.sort(x, axis=1) for x in ids] if segments == "sorted" else ids
+    options = Options(causal=True, window=window)
+    found = np.asarray(spans(sizes, rows, columns, offset, *ids, options, of_keys=of_keys))
+    seen = np.broadcast_to(np.asarray(mask(sizes, offset, *ids, options))[:, 0], (2, 100, 150))
+    if of_keys:
+        seen, rows, columns = np.swapaxes(seen, 1, 2), columns, rows
+    for b, i in np.ndindex(2, -(-seen.shape[1] // rows)):
+        first, whole_first, whole_end, end = found[b % found.shape[0], i]
+        assert 0 <= first < end <= -(-seen.shape[2] // columns)
+        assert first <= whole_first <= whole_end <= end
+        strip = seen[b, i * rows : (i + 1) * rows]
+        inside = strip[:, first * columns : end * columns]
+        assert inside.sum() == strip.sum()
+        assert strip[:, whole_first * columns : whole_end * columns].all()
+        if segments is None and strip.any():  # and no more than needed
+            assert inside[:, :columns].any()
+            assert inside[:, -columns:].any() or end * columns >= seen.shape[2]
+
+
+def test_every_tile_is_worked_on_once() -> None:
+    order = order_of(10, 2, 7, 5 << 20, last_first=True)
+    assert order.section == 8
+    assert {tuple(map(int, order.tile(i))) for i in range(order.tiles)} == {(p, b) for p in range(10) for b in range(7)}
+    assert [int(order.tile(i)[1]) for i in range(8)] == [6] * 8
+
+
+def shapes(head_dim: int = 128, dtype: Any = jnp.bfloat16, tokens: int = 300) -> tuple[Any, Any, Any]:
+    q, k = (jax.ShapeDtypeStruct((2, tokens, heads, head_dim), dtype) for heads in (4, 2))
+    return q, k, k
+
+
+def loss(q: Any, k: Any, v: Any) -> Any:
+    return jnp.sum(attention(q, k, v, causal=True).astype(jnp.float32) ** 2)
+
+
+def transformed(how: str) -> Any:
+    """`loss` inside one of jax's transformations."""
+    if how == "vmap":
+        return lambda *x: jnp.sum(jax.vmap(lambda q, k, v: loss(q[None], k[None], v[None]))(*x))
+    if how == "scan":
+        return lambda *x: jax.lax.scan(lambda c, y: (c + loss(*(z[None] for z in y)), None), 0.0, x)[0]
+    return jax.checkpoint(loss) if how == "checkpoint" else loss
+
+
+@pytest.mark.parametrize("how", ["plain", "vmap", "scan", "checkpoint"])
+def test_value_and_gradient_are_lowered_for_cuda(how: str) -> None:
+    with recording() as choices:
+        value = lower_for_cuda(transformed(how), *shapes())
+        gradient = lower_gradient_for_cuda(transformed(how), *shapes())
+    assert {c.implementation for c in choices} == {"mosaic"}
+    for text in (value, gradient):
+        assert "mosaic_gpu_v2" in custom_calls(text)
+        assert "attention.mosaic" in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options", "reason"),
+    [
+        (shapes(dtype=jnp.float32), {}, "takes bfloat16 or float16, not float32"),
+        (shapes(head_dim=80), {}, "takes a head_dim of 64, 96, 128, 192, not 80"),
+        (shapes(tokens=0), {}, "there is nothing to compute"),
+        (shapes(), {"bias": jnp.zeros((1, 1, 1, 300))}, "takes no bias"),
+        (shapes(), {"dropout_rate": 0.1, "dropout_key": jax.random.key(0)}, "has no dropout"),
+    ],
+)
+def test_what_the_kernels_cannot_do_is_the_references_and_the_choice_says_why(
+    arguments: Any, options: Any, reason: str
+) -> None:
+    call = lambda *x, impl="auto": attention(*x, impl=impl, **options)
+    with recording() as choices:
+        lower_for_cuda(call, *arguments)
+    assert [c.implementation for c in choices] == ["reference"]
+    assert reason in dict(choices[0].refused)["mosaic"]
+    with for_target(H200), pytest.raises(ImplementationError, match="mosaic cannot do this call"):
+        jax.eval_shape(lambda *x: call(*x, impl="mosaic"), *arguments)
+    with pytest.raises(ImplementationError, match="needs a Hopper GPU, this is cpu"):
+        jax.eval_shape(lambda *x: attention(*x, impl="mosaic"), *shapes())
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({}, None),
+        ({"options": Options(causal=True, window=5)}, None),
+        ({"options": Options(window=5)}, "is not used for a window without causal, where it sees keys to come"),
+        ({"options": Options(softcap=5.0)}, "is not used for a soft-cap"),
+        ({"options": Options(lse=True)}, "is not used for lse"),
+        ({"ids": jnp.zeros((2, 300), jnp.int32)}, "is not used for segments"),
+        ({"bias": jnp.zeros((1, 1, 1, 300))}, "is not used for a bias"),
+        ({"offset": 3, "options": causal()}, "is not used for"),
+        ({"offset": 3, "options": Options(causal=True)}, "is not used for an offset"),
+        ({"key": jax.random.key(0)}, "is not used for dropout"),
+        ({"arrays": shapes(dtype=jnp.float32)}, "takes bfloat16 or float16"),
+        ({"arrays": shapes(head_dim=257)}, "takes a head_dim of at most 256 and a multiple of 8, not 257"),
+        (
+            {"arrays": (*shapes()[:1], *shapes(tokens=100)[1:]), "options": Options(causal=True)},
+            "more queries than keys",
+        ),
+    ],
+)
+def test_cudnn_is_taken_only_where_it_is_right(change: dict[str, Any], reason: str | None, monkeypatch) -> None:
+    arguments = change.get("arrays", shapes())
+    ids, options = change.get("ids"), change.get("options", Options())
+    rest = ids, ids, change.get("bias"), change.get("offset", 0), change.get("key"), options
+    assert cudnn.supports(H200, *arguments, *rest) == "jax finds no cuDNN in this process"
+    monkeypatch.setattr(cudnn.compat, "has_cudnn", lambda: True)
+    found = cudnn.supports(H200, *arguments, *rest)
+    assert found is None if reason is None else reason in str(found)
+
+
+@pytest.mark.parametrize(("tensor", "chosen"), [(2, "mosaic"), (8, "reference")])
+def test_models_call_it_on_each_devices_examples_and_heads(tensor: int, chosen: str) -> None:
+    placed = make_layout(FSDPTensor(data=1, fsdp=8 // tensor, tensor=tensor), jax.devices()[:8])
+    q, k, v = (jax.ShapeDtypeStruct((4, 128, heads, 64), jnp.bfloat16) for heads in (4, 2, 2))
+    with layout(placed.sharding), for_target(H200), recording() as choices:
+        program = str(jax.make_jaxpr(lambda *x: of_models(*x, causal=True))(q, k, v))
+    assert [c.implementation for c in choices] == [chosen]
+    assert ("shard_map" in program) == (chosen == "mosaic")
+    if chosen == "reference":
+        assert "'act_heads' of size 4 cannot be divided over 8 devices" in str(choices[0])
+    else:
+        assert choices[0].arrays[0] == "bfloat16[1,128,2,64]"
+
+
+def test_every_case_is_as_exact_in_its_own_dtype_as_the_ceiling_asks() -> None:
     for case in CASES.values():
         check(OP, "reference", case)

@@ -1,10 +1,14 @@
 """Multi-head attention: the public function, and the choice of how it is computed."""
 
+from typing import Any
+
 import jax
 
+from assay_kernels.attention import cudnn
 from assay_kernels.attention.reference import reference
-from assay_kernels.attention.shapes import Options, check
+from assay_kernels.attention.shapes import Attention, Options, check
 from assay_kernels.op import Op
+from assay_kernels.target import Target
 
 OP = Op("attention", reference)
 
@@ -53,3 +57,22 @@ def attention(
     key = dropout_key if options.dropout_rate else None
     out, lse = OP(q, k, v, q_segment_ids, kv_segment_ids, bias, offset, key, options, impl=impl)
     return (out, lse) if return_lse else out
+
+
+def _mosaic_supports(target: Target, *arguments: Any) -> str | None:
+    if not target.is_hopper:
+        return f"needs a Hopper GPU, this is {target}"
+    from assay_kernels.attention import mosaic
+
+    q, k, _, _, _, bias, _, dropout_key, _ = arguments
+    return mosaic.supports(q, k, bias, dropout_key)
+
+
+@OP.register("mosaic", supports=_mosaic_supports, priority=10)
+def _mosaic(*arguments: Any) -> Attention:
+    from assay_kernels.attention import mosaic
+
+    return mosaic.attention(*arguments)
+
+
+OP.register("cudnn", supports=cudnn.supports, priority=20)(cudnn.attention)

@@ -37,10 +37,11 @@ class Call:
     def draw(self, seed: int) -> tuple[Any, ...]:
         """The positional arguments of OP."""
         rng = np.random.default_rng(seed)
-        of = lambda tokens, heads: jnp.asarray(
-            rng.normal(size=(self.batch, tokens, heads, self.head_dim)) * self.magnitude, self.dtype
+        shapes = ((self.queries, self.heads), (self.keys, self.kv_heads), (self.keys, self.kv_heads))
+        q, k, v = (
+            jnp.asarray(rng.normal(size=(self.batch, *shape, self.head_dim)) * self.magnitude, self.dtype)
+            for shape in shapes
         )
-        q, k, v = of(self.queries, self.heads), of(self.keys, self.kv_heads), of(self.keys, self.kv_heads)
         q_ids, kv_ids = (None, None) if self.segments is None else (self.ids(self.queries), self.ids(self.keys))
         if kv_ids is not None and self.other_segments:
             kv_ids = kv_ids + 1
@@ -71,8 +72,8 @@ CALLS: Mapping[str, Call] = {
     "one token": Call(queries=1, keys=1),
     "full": Call(batch=2, queries=65, keys=130, heads=2),
     "causal": Call(queries=193, keys=193, options=causal()),
-    "grouped": Call(queries=64, keys=64, heads=4, kv_heads=2, options=causal()),
-    "window": Call(queries=300, keys=300, options=causal(window=67)),
+    "grouped": Call(queries=64, keys=64, heads=2, kv_heads=1, options=causal()),
+    "window": Call(queries=200, keys=200, options=causal(window=67)),
     "window of one": Call(queries=65, keys=65, options=causal(window=1)),
     "offset": Call(queries=37, keys=150, offset=101, options=causal(window=40)),
     "rows that see nothing": Call(queries=130, keys=70, offset=-3, options=causal(window=20)),
@@ -83,6 +84,10 @@ CALLS: Mapping[str, Call] = {
     "scale": Call(queries=64, keys=64, options=Options(scale=0.5, lse=True)),
     "extreme": Call(queries=64, keys=64, magnitude=30.0, options=causal()),
     "fp16": Call(queries=64, keys=64, dtype="float16", options=causal()),
+    "several heads": Call(queries=130, keys=130, heads=4, kv_heads=2, options=causal()),
+    "all at once": Call(
+        queries=70, keys=130, heads=2, offset=60, segments=((50, 40),), options=causal(window=50, softcap=5.0)
+    ),
     "head dim 128": Call(queries=129, keys=129, head_dim=128, options=causal()),
 }
 BIASED: Mapping[str, Call] = {

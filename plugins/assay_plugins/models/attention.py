@@ -1,19 +1,17 @@
 """Multi-head attention with grouped keys: the function, and the layer with its projections and its key-value cache."""
 
 import functools
-import math
-import operator
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from assay.parallel.constrain import constrain
-from assay_plugins.models.layers import Initializer, Linear, Norm, dropout, make_norm
+from assay.parallel.per_device import per_device
+from assay_kernels import attention as kernels
+from assay_plugins.models.layers import Initializer, Linear, Norm, make_norm
 from assay_plugins.models.rope import Rotation, rotate
-
-MASKED = -1e30  # finite, so that a row with nothing to attend to gives numbers; exp gives exactly 0 in fp32
 
 Cache = tuple[Float[Array, "batch length kv_heads head_dim"], Float[Array, "batch length kv_heads head_dim"]]
 """Keys and values of one layer."""
@@ -31,49 +29,28 @@ def attention(
     dropout_rate: float = 0.0,
     dropout_key: Array | None = None,
 ) -> Float[Array, "batch seq heads head_dim"]:
-    """softmax(query key^T / sqrt(head_dim)) value (Vaswani et al. 2017, arXiv:1706.03762, eq. 1); softmax in fp32.
-
-    heads: a multiple of kv_heads; consecutive query heads share a key head (Ainslie et al. 2023, arXiv:2305.13245).
-    causal: query i attends to keys up to i + offset, with a window to the last `window` of them only.
-    segment_ids: attend within the same segment only (keys = seq).
-    """
-    batch, seq, heads, head_dim = query.shape
-    kv_heads, keys = key.shape[2], key.shape[1]
-    # The queries that share a key head are rows of one product: one batch dimension fewer, which XLA's CPU code likes.
-    grouped = (
-        query.reshape(batch, seq, kv_heads, -1, head_dim)
-        .transpose(0, 2, 3, 1, 4)
-        .reshape(batch, kv_heads, -1, head_dim)
-    )
-    scores = jnp.einsum("bknd,bskd->bkns", grouped, key, preferred_element_type=jnp.float32) / math.sqrt(head_dim)
-    scores = scores.reshape(batch, heads, seq, keys)
-    mask = _mask(seq, keys, causal, window, offset, segment_ids)
-    if mask is not None:
-        scores = jnp.where(mask, scores, MASKED)
-    weights = dropout(jax.nn.softmax(scores, axis=-1).astype(value.dtype), dropout_rate, dropout_key)
-    mixed = jnp.einsum("bkns,bskd->bknd", weights.reshape(batch, kv_heads, -1, keys), value)
-    return mixed.reshape(batch, kv_heads, -1, seq, head_dim).transpose(0, 3, 1, 2, 4).reshape(query.shape)
+    """assay_kernels.attention of each device's own examples and heads; segment_ids: of queries and keys (keys = seq)."""
+    static = isinstance(offset, int)
+    options: dict[str, Any] = {"causal": causal, "window": window} | ({"offset": offset} if static else {})
+    arguments: Any = query, key, value, segment_ids, None if static else offset
+    if dropout_key is not None:  # drawn for all heads at once, so that it does not depend on the mesh
+        return _mixed(*arguments, dropout_rate=dropout_rate, dropout_key=dropout_key, **options)
+    heads, one = ("batch", None, "act_heads", None), ("batch", None, None, None)
+    keys, ids = one if key.shape[2] == 1 else heads, None if segment_ids is None else ("batch", None)
+    axes = heads, keys, keys, ids, None
+    out: Array = per_device(functools.partial(_mixed, **options), axes, heads, whole=["sequence"])(*arguments)
+    return out
 
 
-def _mask(
-    seq: int,
-    keys: int,
-    causal: bool,
-    window: int | None,
-    offset: int | Int[Array, ""],
-    segment_ids: Int[Array, "batch seq"] | None,
-) -> Bool[Array, "rows 1 seq keys"] | None:
-    """True where a query may attend to a key; None for everywhere."""
-    parts = []
-    if causal:
-        last = jax.lax.broadcasted_iota(jnp.int32, (1, 1, seq, keys), 2) + offset
-        columns = jax.lax.broadcasted_iota(jnp.int32, (1, 1, seq, keys), 3)
-        parts.append(columns <= last)
-        if window is not None:
-            parts.append(columns > last - window)
-    if segment_ids is not None:
-        parts.append((segment_ids[:, :, None] == segment_ids[:, None, :])[:, None])
-    return functools.reduce(operator.and_, parts) if parts else None
+def _mixed(
+    query: Array, key: Array, value: Array, segment_ids: Array | None, position: Array | None, **options: Any
+) -> Array:
+    """The op, with the arguments that are arrays by their places; position: an offset that is traced."""
+    if position is not None:
+        options = {**options, "offset": position}
+    out: Any = kernels.attention(query, key, value, q_segment_ids=segment_ids, **options)
+    mixed: Array = out
+    return mixed
 
 
 class Attention(nnx.Module):

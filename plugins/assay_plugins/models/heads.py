@@ -9,8 +9,9 @@ from jaxtyping import Array, Float
 
 from assay.outcome import Batch
 from assay.parallel.constrain import constrain
-from assay_plugins.models.attention import MASKED
 from assay_plugins.models.layers import Embedding, Linear, flat_product
+
+MASKED = -1e30  # the logit of no class; finite, and exp gives exactly 0 in fp32
 
 
 @runtime_checkable
