@@ -12,6 +12,8 @@ from typing import Any
 import jax
 from jax._src.pallas.mosaic_gpu.interpret import interpret_pallas_call as interpreter
 from jax._src.pallas.mosaic_gpu.interpret.params import InterpretGPUParams
+from jax._src.state.types import TransformedRef, TransposeTransform
+from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 _interpreted = jax.make_user_context(None)
@@ -42,6 +44,16 @@ def layout_cast(x: jax.Array, layout: Any) -> jax.Array:
     return cast
 
 
+def from_gmem(ref: Any, layout: Any) -> jax.Array:
+    """What a reference to GMEM holds, read by the threads themselves, in pieces as small as the layout's."""
+    if interpreting():
+        plain: jax.Array = ref[...]
+        return plain
+    index = (None,) if jax.__version_info__ < (0, 11) else ()
+    found: jax.Array = plgpu.load(ref, *index, layout=layout, optimized=False)
+    return found
+
+
 def iota(shape: tuple[int, ...], dimension: int, layout: Any) -> jax.Array:
     """int32 indices along a dimension."""
     return layout_cast(jax.lax.broadcasted_iota(jax.numpy.int32, shape, dimension), layout)
@@ -49,7 +61,41 @@ def iota(shape: tuple[int, ...], dimension: int, layout: Any) -> jax.Array:
 
 def transposed(ref: Any) -> Any:
     """A reference with its two axes exchanged, as an operand of wgmma."""
-    return ref.transpose(1, 0) if hasattr(ref, "transpose") else plgpu.transpose_ref(ref, (1, 0))
+    return ref.transpose((1, 0))
+
+
+def product(a: Any, b: Any, *, onto: jax.Array | None = None) -> jax.Array:
+    """a b on the tensor cores in fp32, added to `onto` in its registers where it is given; waits for the result.
+
+    a: a reference to SMEM or an array in registers, b: a reference, perhaps `transposed`. The interpreters know neither operands in
+    registers nor, on jax 0.10, transposed ones: there it is a product of what the references hold.
+    """
+    shape = (a.shape[0], b.shape[1])
+    if interpreting():
+        values = [x if isinstance(x, jax.Array) else _held(x) for x in (a, b)]
+        found = jax.numpy.dot(*values, preferred_element_type=jax.numpy.float32)
+        return found if onto is None else onto + found
+    if onto is not None:
+        added: jax.Array = pl.run_state(lambda acc: plgpu.wgmma(acc, a, b))(plgpu.WGMMAAccumulatorRef.init(onto))
+        return added
+
+    def alone(acc: Any) -> jax.Array:
+        plgpu.wgmma(acc, a, b)
+        found: jax.Array = acc[...]
+        return found
+
+    fresh: jax.Array = pl.run_scoped(alone, plgpu.WGMMAAccumulatorRef(shape, jax.numpy.float32))
+    return fresh
+
+
+def _held(ref: Any) -> jax.Array:
+    """What a reference, perhaps transposed, holds; for the interpreter."""
+    last = ref.transforms[-1] if isinstance(ref, TransformedRef) else None
+    if not isinstance(last, TransposeTransform):
+        plain: jax.Array = ref[...]
+        return plain
+    turned: jax.Array = TransformedRef(ref.ref, ref.transforms[:-1])[...].T
+    return turned
 
 
 def swizzled(width: int, dtype: Any) -> tuple[Any, ...]:

@@ -35,7 +35,7 @@ def linear_scan(
     runs: integers (batch, seq), as `runs_of` gives them: h is 0 before the first position of each run but the first.
     state: h before the first position, fp32; 0 without it.
     chunk: in positions; how many are computed at once. It changes values by rounding only.
-    impl: "chunked" (what auto takes), "reference", or another by its name; see assay_kernels.op.
+    impl: "mosaic" (on Hopper: values by one kernel, gradients by "chunked"), "chunked", "reference", or "auto"; see assay_kernels.op.
 
     Raises TypeError and ValueError for other arguments, ImplementationError for an implementation that cannot do it.
     """
@@ -75,3 +75,18 @@ def _anything(target: Target, *arguments: Any) -> str | None:
 
 
 OP.register("chunked", supports=_anything, priority=10)(chunked)
+
+
+def _supports(target: Target, *arguments: Any) -> str | None:
+    if not target.is_hopper:
+        return f"needs a Hopper GPU, this is {target}"
+    from assay_kernels.linear_scan.mosaic import supports
+
+    return supports(target, *arguments)
+
+
+@OP.register("mosaic", supports=_supports, priority=20)
+def _mosaic(*arguments: Any) -> Any:
+    from assay_kernels.linear_scan.mosaic import mosaic
+
+    return mosaic(*arguments)
