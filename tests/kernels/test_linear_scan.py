@@ -14,15 +14,43 @@ from jax.sharding import PartitionSpec as P
 
 from assay_kernels import H200, ImplementationError, audit, disagreements, for_target, recording
 from assay_kernels.aot import custom_calls, lower_for_cuda, lower_gradient_for_cuda
-from assay_kernels.linear_scan import OP, bench, chunked, linear_scan
+from assay_kernels.linear_scan import OP, bench, linear_scan, reference, step
 from assay_kernels.linear_scan import mosaic as kernel
 from assay_kernels.linear_scan.cases import CALLS, CASES, KERNEL, Call
-from assay_kernels.testing import check
+from assay_kernels.testing import check, is_floating
+
+
+def recurrence(x: Any, log_decay: Any, b: Any, c: Any, runs: Any, state: Any) -> tuple[jax.Array, jax.Array]:
+    """The definition, position by position."""
+    if state is None:
+        state = jnp.zeros((x.shape[0], *x.shape[2:], b.shape[3]), x.dtype)
+    outputs = []
+    for t in range(x.shape[1]):
+        if t and runs is not None:
+            state = jnp.where((runs[:, t] == runs[:, t - 1])[:, None, None, None], state, 0)
+        y, state = step(x[:, t], log_decay[:, t], b[:, t], c[:, t], state)
+        outputs.append(y)
+    return jnp.stack(outputs, axis=1), state
 
 
 @pytest.mark.parametrize("name", CALLS)
-def test_chunks_are_as_exact_as_the_recurrence(name: str) -> None:
-    check(OP, "chunked", CASES[name])
+def test_in_float64_chunks_are_the_recurrence(name: str) -> None:
+    check_exact(name)
+
+
+def check_exact(name: str) -> None:
+    *arrays, options = CALLS[name].draw(0)
+    with jax.enable_x64(True):
+        wide = [jnp.asarray(v, "float64") if is_floating(v) else v for v in arrays]
+        found = jax.jit(lambda *v: linear_scan(*v[:4], runs=v[4], state=v[5], chunk=options.chunk))(*wide)
+        expected = jax.jit(recurrence)(*wide)
+        for one, two in zip(found, expected, strict=True):
+            np.testing.assert_allclose(one, two, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["runs", "primes", "strong decay", "bf16"])
+def test_it_is_as_exact_as_its_dtype(name: str) -> None:
+    check(OP, "reference", CASES[name])
 
 
 def check_kernel(name: str, races: bool = False) -> None:
@@ -62,8 +90,7 @@ def test_the_kernel_refuses_in_words() -> None:
             OP(*change.draw(0), impl="mosaic")
 
 
-@pytest.mark.parametrize("impl", ["reference", "chunked"])
-def test_it_is_scipys_filter_where_nothing_changes_with_time(impl: str) -> None:
+def test_it_is_scipys_filter_where_nothing_changes_with_time() -> None:
     """A constant decay, b and c make y_t = c b (a y_{t-1} + x_t), a filter with one pole."""
     x = np.random.default_rng(0).normal(size=50)
     expected = 0.5 * 0.7 * scipy.signal.lfilter([1.0], [1.0, -0.8], x)
@@ -74,19 +101,17 @@ def test_it_is_scipys_filter_where_nothing_changes_with_time(impl: str) -> None:
         full(0.5),
         full(0.7),
         chunk=16,
-        impl=impl,
     )
     np.testing.assert_allclose(y[0, :, 0, 0], expected, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(last[0, 0, 0, 0] * 0.7, expected[-1], rtol=1e-5)
 
 
-@pytest.mark.parametrize("impl", ["reference", "chunked"])
-def test_what_lies_before_a_run_does_not_reach_it(impl: str) -> None:
+def test_what_lies_before_a_run_does_not_reach_it() -> None:
     x, log_decay, b, c, *_ = Call(seq=40, batch=1).draw(0)
     runs = jnp.asarray([[0] * 23 + [1] * 17])
-    poisoned = [v.at[:, :23].set(1e30) for v in (x, b, c)]
-    y, last = linear_scan(poisoned[0], log_decay, *poisoned[1:], chunk=16, runs=runs, impl=impl)
-    alone, after = linear_scan(*(v[:, 23:] for v in (x, log_decay, b, c)), chunk=16, impl=impl)
+    poisoned = [v.at[:, :23].set(1e15) for v in (x, b, c)]
+    y, last = linear_scan(poisoned[0], log_decay, *poisoned[1:], chunk=16, runs=runs)
+    alone, after = linear_scan(*(v[:, 23:] for v in (x, log_decay, b, c)), chunk=16)
     np.testing.assert_allclose(y[:, 23:], alone, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(last, after, rtol=1e-5, atol=1e-6)
 
@@ -141,7 +166,7 @@ def test_the_record_and_the_compiled_gradient_agree() -> None:
     arrays = Call(seq=20).draw(0)[:4]
     with recording() as choices:
         compiled = jax.jit(jax.grad(lambda *a: jnp.sum(linear_scan(*a, chunk=8)[0]))).lower(*arrays).compile()
-    assert [c.implementation for c in choices] == ["chunked"]
+    assert [c.implementation for c in choices] == ["reference"]
     assert disagreements(choices, audit(compiled)) == []
 
 
@@ -184,15 +209,15 @@ MUTATIONS = {
         "a chunk and one",
     ),
 }
-at_ends = chunked._at_ends
+at_ends = reference._at_ends
 
 
 @pytest.mark.parametrize("name", MUTATIONS)
 def test_these_tests_see_a_fault(name: str, monkeypatch) -> None:
     attribute, wrong, case = MUTATIONS[name]
-    monkeypatch.setattr(chunked, attribute, wrong)
-    with pytest.raises(AssertionError, match="is off by"):
-        check(OP, "chunked", CASES[case])
+    monkeypatch.setattr(reference, attribute, wrong)
+    with pytest.raises(AssertionError, match="Not equal to tolerance"):
+        check_exact(case)
 
 
 KERNEL_MUTATIONS = {

@@ -5,7 +5,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from assay_kernels.linear_scan.chunked import chunked
 from assay_kernels.linear_scan.reference import Options, reference, wide
 from assay_kernels.op import Op
 from assay_kernels.target import Target
@@ -35,7 +34,7 @@ def linear_scan(
     runs: integers (batch, seq), as `runs_of` gives them: h is 0 before the first position of each run but the first.
     state: h before the first position, fp32; 0 without it.
     chunk: in positions; how many are computed at once. It changes values by rounding only.
-    impl: "mosaic" (on Hopper: values by one kernel, gradients by "chunked"), "chunked", "reference", or "auto"; see assay_kernels.op.
+    impl: "mosaic" (on Hopper: values by one kernel, gradients by the reference), "reference", or "auto"; see assay_kernels.op.
 
     Raises TypeError and ValueError for other arguments, ImplementationError for an implementation that cannot do it.
     """
@@ -68,13 +67,6 @@ def _check(
         raise ValueError(f"state {state.shape}: must be {(batch, heads, head_dim, b.shape[3])}")
     if chunk < 1:
         raise ValueError(f"chunk = {chunk}: must be at least 1")
-
-
-def _anything(target: Target, *arguments: Any) -> str | None:
-    return None
-
-
-OP.register("chunked", supports=_anything, priority=10)(chunked)
 
 
 def _supports(target: Target, *arguments: Any) -> str | None:

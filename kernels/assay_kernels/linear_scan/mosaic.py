@@ -20,8 +20,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from assay_kernels import mosaic as dialect
-from assay_kernels.linear_scan.chunked import chunked
-from assay_kernels.linear_scan.reference import Options
+from assay_kernels.linear_scan.reference import Options, reference
 from assay_kernels.target import Target
 from assay_kernels.tuning import tuned
 
@@ -89,7 +88,7 @@ def scan(
     state: jax.Array,
     plan: Plan,
 ) -> tuple[jax.Array, jax.Array]:
-    """The kernel; where it is differentiated, `chunked` and its derivative, so that a gradient costs no more than without the kernel."""
+    """The kernel; where it is differentiated, `reference` and its derivative, so that a gradient costs no more than without the kernel."""
     return forward(x, log_decay, b, c, runs, state, plan)
 
 
@@ -102,7 +101,7 @@ def _fwd(
     state: jax.Array,
     plan: Plan,
 ) -> tuple[Any, Any]:
-    call = lambda x, log_decay, b, c, state: chunked(x, log_decay, b, c, runs, state, plan.options)
+    call = lambda x, log_decay, b, c, state: reference(x, log_decay, b, c, runs, state, plan.options)
     return jax.vjp(call, x, log_decay, b, c, state)
 
 
