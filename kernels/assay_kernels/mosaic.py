@@ -48,6 +48,16 @@ def layout_cast(x: jax.Array, layout: Any) -> jax.Array:
     return cast
 
 
+def from_gmem(ref: Any, layout: Any) -> jax.Array:
+    """What a reference to GMEM holds, read by the threads themselves, in pieces as small as the layout's."""
+    if interpreting():
+        plain: jax.Array = ref[...]
+        return plain
+    index = (None,) if jax.__version_info__ < (0, 11) else ()
+    found: jax.Array = plgpu.load(ref, *index, layout=layout, optimized=False)
+    return found
+
+
 def iota(shape: tuple[int, ...], dimension: int, layout: Any) -> jax.Array:
     """int32 indices along a dimension."""
     return layout_cast(jax.lax.broadcasted_iota(jax.numpy.int32, shape, dimension), layout)

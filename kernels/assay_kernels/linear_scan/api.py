@@ -5,7 +5,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from assay_kernels.linear_scan.chunked import chunked
 from assay_kernels.linear_scan.reference import Options, reference, wide
 from assay_kernels.op import Op
 from assay_kernels.target import Target
@@ -35,7 +34,7 @@ def linear_scan(
     runs: integers (batch, seq), as `runs_of` gives them: h is 0 before the first position of each run but the first.
     state: h before the first position, fp32; 0 without it.
     chunk: in positions; how many are computed at once. It changes values by rounding only.
-    impl: "chunked" (what auto takes), "reference", or another by its name; see assay_kernels.op.
+    impl: "mosaic" (on Hopper: values by one kernel, gradients by the reference), "reference", or "auto"; see assay_kernels.op.
 
     Raises TypeError and ValueError for other arguments, ImplementationError for an implementation that cannot do it.
     """
@@ -70,8 +69,16 @@ def _check(
         raise ValueError(f"chunk = {chunk}: must be at least 1")
 
 
-def _anything(target: Target, *arguments: Any) -> str | None:
-    return None
+def _supports(target: Target, *arguments: Any) -> str | None:
+    if not target.is_hopper:
+        return f"needs a Hopper GPU, this is {target}"
+    from assay_kernels.linear_scan.mosaic import supports
+
+    return supports(target, *arguments)
 
 
-OP.register("chunked", supports=_anything, priority=10)(chunked)
+@OP.register("mosaic", supports=_supports, priority=20)
+def _mosaic(*arguments: Any) -> Any:
+    from assay_kernels.linear_scan.mosaic import mosaic
+
+    return mosaic(*arguments)

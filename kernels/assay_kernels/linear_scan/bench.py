@@ -68,7 +68,8 @@ BARS: Sequence[Bar] = ()  # the issue names none
 
 def contenders(shape: Shape) -> dict[str, Callable[..., Any]]:
     """Name -> function of `shape.arguments()`."""
-    return {impl: call(shape, impl) for impl in ("chunked", "reference")}
+    kernel = ("mosaic",) if jax.default_backend() == "gpu" else ()
+    return {impl: call(shape, impl) for impl in ("reference", *kernel)}
 
 
 def call(shape: Shape, impl: str) -> Callable[..., Any]:

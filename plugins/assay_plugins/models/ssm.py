@@ -10,6 +10,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from assay.parallel.constrain import constrain
+from assay.parallel.per_device import Axes, per_device
 from assay_kernels.linear_scan import linear_scan, step
 from assay_plugins.models.layers import Linear, RMSNorm, aligned, dropout, standardised
 from assay_plugins.models.short_convolution import ShortConvolution, uniform
@@ -144,9 +145,21 @@ class SSM(nnx.Module):
         log_decay = -aligned(jnp.exp(self.log_rate[...].astype(jnp.float32)), 3) * dt
         x = (x * dt[..., None]).astype(x.dtype)
         if x.shape[1] > 1:
-            return linear_scan(x, log_decay, b, c, chunk=self.options.chunk, runs=runs, state=state)
+            return self._scan(x, log_decay, b, c, runs, state)
         y, state = step(x[:, 0], log_decay[:, 0], b[:, 0], c[:, 0], state)
         return y[:, None], state
+
+    def _scan(self, *arrays: Array | None) -> tuple[Array, State]:
+        """The recurrence over many positions, of (x, log_decay, b, c, runs, state), by each device for its own rows and heads."""
+        scan = lambda x, log_decay, b, c, runs, state: linear_scan(
+            x, log_decay, b, c, chunk=self.options.chunk, runs=runs, state=state
+        )
+        rows, heads = ("batch", "sequence"), ("batch", "sequence", "act_heads")
+        shared = (*rows, None if self.options.groups == 1 else "act_heads", None)
+        after: Axes = ("batch", "act_heads", None, None)
+        in_axes = [(*heads, None), heads, shared, shared, None if arrays[4] is None else rows, after]
+        found: tuple[Array, State] = per_device(scan, in_axes, ((*heads, None), after), whole=["sequence"])(*arrays)
+        return found
 
     def _gated(self, y: Array, z: Array) -> Array:
         """scale * unit(y * silu(z)), statistics in fp32."""
