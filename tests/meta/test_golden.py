@@ -35,7 +35,10 @@ MODULES = (
     "assay.evaluate.sample",
     "assay.parallel.axes",
     "assay.parallel.constrain",
+    "assay.parallel.per_device",
     "assay.testing",
+    "assay_kernels",
+    "assay_kernels.testing",
 )
 
 

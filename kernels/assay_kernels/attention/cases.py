@@ -95,7 +95,7 @@ BIASED: Mapping[str, Call] = {
     "bias for all rows": Call(batch=2, queries=20, keys=30, heads=2, bias=(2, 1, 1, 30), options=causal()),
 }
 PACKED = tuple((1000, 1, 500 + i, 1047, 700) for i in range(4))
-LARGE: Mapping[str, Call] = {
+LARGE_CALLS: Mapping[str, Call] = {
     **{f"head dim {d}": Call(2, 1023, 1023, 8, 2, d, options=causal()) for d in (64, 96, 128, 192, 256)},
     "long": Call(1, 8192, 8192, 2, 1, 128, options=causal()),
     "long window": Call(1, 8192, 8192, 2, 1, 128, options=causal(window=1000)),
@@ -104,4 +104,4 @@ LARGE: Mapping[str, Call] = {
     "full, unlike lengths": Call(2, 1500, 300, 4, 4, 64),
 }
 CASES: Mapping[str, Case] = {name: call.case() for name, call in {**CALLS, **BIASED}.items()}
-LARGE_CASES: Mapping[str, Case] = {name: call.case() for name, call in LARGE.items()}
+LARGE: Mapping[str, Case] = {name: call.case() for name, call in LARGE_CALLS.items()}

@@ -63,7 +63,7 @@ CALLS: Mapping[str, Call] = {
     "strong decay": Call(seq=40, rate=40.0),
     "bf16": Call(seq=40, dtype="bfloat16", starts=0.1),
 }
-LARGE: Mapping[str, Call] = {
+LARGE_CALLS: Mapping[str, Call] = {
     "mamba 2, 130M": Call(2, 2048, 24, 1, 64, 128, "bfloat16", chunk=64),
     "runs and state": Call(1, 4104, 8, 2, 64, 128, "bfloat16", starts=0.003, with_state=True, chunk=64),
 }
@@ -74,3 +74,4 @@ KERNEL: Mapping[str, Call] = {
     "wide heads": Call(1, 72, 1, 1, 128, 64, "bfloat16", rate=5.0),
 }
 CASES: Mapping[str, Case] = {name: call.case() for name, call in {**CALLS, **KERNEL}.items()}
+LARGE: Mapping[str, Case] = {name: call.case() for name, call in LARGE_CALLS.items()}

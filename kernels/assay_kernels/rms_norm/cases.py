@@ -49,7 +49,7 @@ CALLS: Mapping[str, Call] = {
     "tiny": Call((4,), 256, "float32", magnitude=1e-15),
     "rows of zeros": Call((9,), 128, residual=False, zeros=4),
 }
-LARGE: Mapping[str, Call] = {
+LARGE_CALLS: Mapping[str, Call] = {
     "long rows": Call((4099,), 4096),
     "long rows and residual": Call((2, 1031), 8192, residual=True),
     "fp32": Call((1021,), 8192, "float32"),
@@ -58,3 +58,4 @@ LARGE: Mapping[str, Call] = {
     "heads of 128": Call((65537,), 128, residual=True),
 }
 CASES: Mapping[str, Case] = {name: call.case() for name, call in CALLS.items()}
+LARGE: Mapping[str, Case] = {name: call.case() for name, call in LARGE_CALLS.items()}

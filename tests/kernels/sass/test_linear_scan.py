@@ -4,7 +4,7 @@ import jax
 import pytest
 
 from assay_kernels.linear_scan import bench
-from assay_kernels.linear_scan.cases import LARGE
+from assay_kernels.linear_scan.cases import LARGE_CALLS
 from assay_kernels.linear_scan.mosaic import mosaic, temp_bound
 from compiling import compiled
 
@@ -21,9 +21,9 @@ def test_a_benchmarked_shape(name: str, capfd) -> None:
         assert found.temp <= temp_bound(shape.batch, shape.seq, shape.heads, shape.head_dim, shape.state)
 
 
-@pytest.mark.parametrize("name", LARGE)
+@pytest.mark.parametrize("name", LARGE_CALLS)
 def test_a_large_case(name: str, capfd) -> None:
-    *arrays, options = LARGE[name].draw(0)
+    *arrays, options = LARGE_CALLS[name].draw(0)
     given = {i: v for i, v in enumerate(arrays) if v is not None}
 
     def call(*found: jax.Array) -> object:

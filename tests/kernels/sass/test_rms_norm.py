@@ -8,7 +8,7 @@ import pytest
 
 from assay_kernels import H200
 from assay_kernels.rms_norm import bench, rms_norm
-from assay_kernels.rms_norm.cases import LARGE
+from assay_kernels.rms_norm.cases import LARGE_CALLS
 from assay_kernels.rms_norm.mosaic import temp_bound
 from compiling import compiled
 
@@ -30,9 +30,9 @@ def test_a_benchmarked_shape(name: str, capfd) -> None:
     assert found.temp <= temp_bound(shape.width, H200.cores)
 
 
-@pytest.mark.parametrize("name", LARGE)
+@pytest.mark.parametrize("name", LARGE_CALLS)
 def test_a_large_case(name: str, capfd) -> None:
-    call = LARGE[name]
+    call = LARGE_CALLS[name]
     x, w = (jax.ShapeDtypeStruct(s, call.dtype) for s in ((*call.items, call.width), (call.width,)))
 
     def gradients(x: jax.Array, w: jax.Array) -> Any:
