@@ -19,7 +19,7 @@ from assay_kernels.grouped_matmul.cases import CASES, case
 
 ODD = ("float32", "float32, transposed", "odd sizes", "one by one")
 BLOCKED = ("boundaries inside blocks", "poison after the groups", "all groups empty", "one row", "float16", *ODD)
-INTERPRETED = ("boundaries inside blocks", "transposed", "poison after the groups", "result in float32")
+INTERPRETED = ("boundaries inside blocks", "transposed, in float32", "poison after the groups")
 SIZES = (3, 0, 5, 1)
 
 

@@ -45,7 +45,9 @@ def case(sizes: Sizes, rows: int | None = None, **options: Any) -> Case:
 
 CASES: Mapping[str, Case] = {
     "boundaries inside blocks": case((37, 0, 133, 1, 85), 263, width=128, columns=192),
-    "transposed": case((37, 0, 133, 1, 85), 263, width=128, columns=192, transpose_w=True),
+    "transposed, in float32": case(
+        (37, 0, 133, 1, 85), 263, width=128, columns=192, transpose_w=True, out_dtype="float32"
+    ),
     "one group has everything": case((0, 300, 0), width=64, columns=128),
     "one group": case((256,), columns=128),
     "all groups empty": case((0, 0, 0), 40),
