@@ -63,7 +63,7 @@ def test_the_specification_is_the_definition(name: str) -> None:
     call = {**CALLS, **BIASED}[name]
     with jax.enable_x64(True):
         arguments = drawn(call, "float64")
-        found = OP(*arguments, impl="reference")
+        found = jax.jit(lambda q, k, v: OP(q, k, v, *arguments[3:], impl="reference"))(*arguments[:3])
     for mine, true in zip(found, by_definition(call, arguments), strict=True):
         np.testing.assert_array_equal(np.isfinite(mine), np.isfinite(true))
         keep = np.isfinite(true)
@@ -161,7 +161,7 @@ def test_a_bias_of_minus_infinity_hides_a_key_and_a_row_of_them_everything() -> 
     np.testing.assert_allclose(out[:, 0], attention(q[:, :1], k[:, :2], v[:, :2])[:, 0], rtol=1e-5)
     assert not np.any(out[:, 1])
     assert lse[0, 1, 0] == -np.inf
-    gradients = jax.grad(lambda *x: jnp.sum(attention(*x[:3], bias=x[3])), (0, 1, 2, 3))(q, k, v, bias)
+    gradients = jax.jit(jax.grad(lambda *x: jnp.sum(attention(*x[:3], bias=x[3])), (0, 1, 2, 3)))(q, k, v, bias)
     assert all(np.isfinite(g).all() for g in gradients)
 
 
@@ -376,8 +376,3 @@ def test_models_call_it_on_each_devices_examples_and_heads(tensor: int, chosen: 
         assert "'act_heads' of size 4 cannot be divided over 8 devices" in str(choices[0])
     else:
         assert choices[0].arrays[0] == "bfloat16[1,128,2,64]"
-
-
-def test_every_case_is_as_exact_in_its_own_dtype_as_the_ceiling_asks() -> None:
-    for case in CASES.values():
-        check(OP, "reference", case)
