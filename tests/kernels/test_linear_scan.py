@@ -110,8 +110,9 @@ def test_what_lies_before_a_run_does_not_reach_it() -> None:
     x, log_decay, b, c, *_ = Call(seq=40, batch=1).draw(0)
     runs = jnp.asarray([[0] * 23 + [1] * 17])
     poisoned = [v.at[:, :23].set(1e15) for v in (x, b, c)]
-    y, last = linear_scan(poisoned[0], log_decay, *poisoned[1:], chunk=16, runs=runs)
-    alone, after = linear_scan(*(v[:, 23:] for v in (x, log_decay, b, c)), chunk=16)
+    scan = jax.jit(functools.partial(linear_scan, chunk=16))
+    y, last = scan(poisoned[0], log_decay, *poisoned[1:], runs=runs)
+    alone, after = scan(*(v[:, 23:] for v in (x, log_decay, b, c)))
     np.testing.assert_allclose(y[:, 23:], alone, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(last, after, rtol=1e-5, atol=1e-6)
 
@@ -119,7 +120,7 @@ def test_what_lies_before_a_run_does_not_reach_it() -> None:
 def test_inside_vmap_scan_and_remat() -> None:
     draws = [Call(seq=20).draw(seed)[:4] for seed in (0, 1)]
     one = lambda arrays: jnp.sum(jnp.sin(linear_scan(*arrays, chunk=8)[0]))
-    gradients = jax.grad(one)
+    gradients = jax.jit(jax.grad(one))
     several = jax.tree.map(lambda *v: jnp.stack(v), *draws)
     expected = jax.tree.map(lambda *v: jnp.stack(v), *map(gradients, draws))
     ways = {
@@ -128,7 +129,8 @@ def test_inside_vmap_scan_and_remat() -> None:
         "remat": jax.vmap(jax.grad(jax.checkpoint(one))),
     }
     for way in ways.values():
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), way(several), expected)
+        found = jax.jit(way)(several)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), found, expected)
 
 
 def test_batch_and_heads_divided_over_two_devices() -> None:
@@ -193,7 +195,7 @@ def test_bad_inputs_are_refused_in_words(change: dict[str, Any], message: str) -
 def test_what_is_benchmarked_runs() -> None:
     small = bench.SHAPES["small"]
     for call in bench.contenders(small).values():
-        assert all(np.isfinite(v).all() for v in jax.tree.leaves(call(*small.arguments())))
+        assert all(np.isfinite(v).all() for v in jax.tree.leaves(jax.jit(call)(*small.arguments())))
 
 
 MUTATIONS = {

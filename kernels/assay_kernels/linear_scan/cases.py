@@ -39,9 +39,9 @@ class Call:
             begins = rng.random((self.batch, self.seq)) < self.starts
             begins[:, 0] = False
             runs = jnp.asarray(np.cumsum(begins, axis=1), jnp.int32)
-        x, b, c = (jnp.asarray(v, self.dtype) for v in (x, b, c))
-        state = None if state is None else jnp.asarray(state, jnp.float32)
-        return x, jnp.asarray(log_decay, jnp.float32), b, c, runs, state, Options(self.chunk)
+        before = None if state is None else jnp.asarray(state, jnp.float32)
+        arrays = [jnp.asarray(v, self.dtype) for v in (x, b, c)]
+        return arrays[0], jnp.asarray(log_decay, jnp.float32), *arrays[1:], runs, before, Options(self.chunk)
 
     def case(self) -> Case:
         """The same for the conformance kit."""

@@ -184,7 +184,9 @@ def forward(
     def ring(size: int) -> Any:
         return plgpu.SMEM((stages, Q, size), dtype, transforms=dialect.swizzled(size, dtype))
 
-    held = lambda rows: plgpu.SMEM((rows, head_dim), dtype, transforms=dialect.swizzled(head_dim, dtype))
+    def held(rows: int) -> Any:
+        return plgpu.SMEM((rows, head_dim), dtype, transforms=dialect.swizzled(head_dim, dtype))
+
     y, last = dialect.kernel(
         kernel,
         name="linear_scan_forward",
