@@ -33,7 +33,7 @@ parity: $(VENV)/.ready $(PARITY)/.ready  ## imported weights against the transfo
 	ASSAY_PARITY_CASES=$(abspath $(PARITY)/cases) $(BIN)/python -m pytest -n 0 tests/parity $(PYTEST_ARGS)
 
 sass: $(SASS)/.ready  ## kernels compiled for an H200, without one
-	JAX_PLATFORMS=cpu PYTHONPATH=kernels $(SASS)/bin/python -m pytest --noconftest -n 0 tests/kernels/sass $(PYTEST_ARGS)
+	JAX_PLATFORMS=cpu PYTHONPATH=kernels $(SASS)/bin/python -m pytest --noconftest -n 2 tests/kernels/sass $(PYTEST_ARGS)
 
 $(VENV)/.ready: requirements.lock pyproject.toml
 	@test -n "$(PYTHON)" || { echo "Assay needs Python 3.11 or 3.12, and found neither; set PYTHON=/path/to/python" >&2; exit 1; }
