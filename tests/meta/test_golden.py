@@ -35,6 +35,7 @@ MODULES = (
     "assay.evaluate.sample",
     "assay.parallel.axes",
     "assay.parallel.constrain",
+    "assay.parallel.per_device",
     "assay.testing",
 )
 
