@@ -255,8 +255,8 @@ def of_keys(
             def scores_of(step: Any) -> tuple[Any, Any, jax.Array]:
                 return ks, mosaic.transposed(q_smem.at[slot_of(step, stages)]), zeros(ROWS, C)
 
-            def one(step: Any, s_RC: jax.Array, sums: tuple[jax.Array, ...], following: list[Any]) -> Any:
-                slot, j = slot_of(step, stages), first + (step if sizes.group == 1 else lax.rem(step, length))
+            def one(step: Any, j: Any, s_RC: jax.Array, sums: Any, following: list[Any]) -> Any:
+                slot = slot_of(step, stages)
 
                 def hidden(p_RC: jax.Array) -> jax.Array:
                     if segments:
@@ -280,18 +280,18 @@ def of_keys(
                 return (*mosaic.products(*following, (ds_RC, q_smem.at[slot], sums[0])), *dv_RD)
 
             def loop(step: Any, carry: Any) -> Any:
-                s_RC, *sums = carry
+                j, s_RC, *sums = carry
                 plgpu.barrier_wait(ready.at[slot_of(step + 1, stages)])
-                carry = one(step, s_RC, sums, [scores_of(step + 1)])
+                found = one(step, j, s_RC, sums, [scores_of(step + 1)])
                 plgpu.barrier_arrive(free.at[slot_of(step, stages)])
-                return carry
+                return (jnp.where(j + 1 == end, first, j + 1), *found)
 
             last = length * sizes.group - 1
             start = lax.rem(last, 1)  # 0, but no constant: wgmma takes none as an index
             plgpu.barrier_wait(ready.at[start])
-            carry = (*mosaic.products(scores_of(start)), *(zeros(ROWS, D),) * (keys + values))
-            s_RC, *sums = lax.fori_loop(0, last, loop, carry)
-            sums = one(last, s_RC, sums, [])
+            carry = (first, *mosaic.products(scores_of(start)), *(zeros(ROWS, D),) * (keys + values))
+            _, s_RC, *sums = lax.fori_loop(0, last, loop, carry)
+            sums = one(last, end - 1, s_RC, sums, [])
             plgpu.barrier_arrive(free.at[slot_of(last, stages)])
             places = ([ks] if keys else []) + ([v_smem.at[group] if keys else ks] if values else [])
             for place, total, factor in zip(
