@@ -20,6 +20,7 @@ from jax._src.state.types import TransformedRef, TransposeTransform
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
+LAYOUTS_ARE_FOUND = jax.__version_info__ < (0, 11)  # in kernels of many unlike operands; the search of 0.11 is longer
 _interpreted = jax.make_user_context(None)
 _PARAMETERS = ("approx_math", "reduction_scratch_bytes", "unsafe_no_auto_barriers")
 

@@ -12,7 +12,7 @@ import scipy.signal
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-from assay_kernels import H200, ImplementationError, audit, disagreements, for_target, recording
+from assay_kernels import H200, ImplementationError, audit, disagreements, for_target, mosaic, recording
 from assay_kernels.aot import custom_calls, lower_for_cuda, lower_gradient_for_cuda
 from assay_kernels.linear_scan import OP, bench, linear_scan, reference, step
 from assay_kernels.linear_scan import mosaic as kernel
@@ -81,6 +81,9 @@ def test_the_kernels_gradient_is_that_of_the_chunks() -> None:
 
 def test_the_kernel_refuses_in_words() -> None:
     good = KERNEL["wide state"]
+    if not mosaic.LAYOUTS_ARE_FOUND:
+        with for_target(H200), pytest.raises(ImplementationError, match="does not come to an end in its search"):
+            OP(*good.draw(0), impl="mosaic")
     for change, reason in {
         "float32": (dataclasses.replace(good, dtype="float32"), "x is float32: must be bfloat16 or float16"),
         "positions": (dataclasses.replace(good, seq=63), "63 positions are no multiple of 8"),
@@ -149,6 +152,7 @@ def test_batch_and_heads_divided_over_two_devices() -> None:
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), found, expected)
 
 
+@pytest.mark.skipif(jax.__version_info__ >= (0, 11), reason="refused there: jax does not find the kernel's layouts")
 def test_value_and_gradient_are_lowered_for_cuda() -> None:
     shapes = [jax.ShapeDtypeStruct(v.shape, v.dtype) for v in KERNEL["wide state"].draw(0)[:4]]
 

@@ -54,6 +54,8 @@ def supports(target: Target, x: jax.Array, log_decay: Any, b: jax.Array, *rest: 
         return f"head_dim {head_dim} and state {state}: must be 64 and 64, 64 and 128, or 128 and 64"
     if x.shape[1] % 8:
         return f"{x.shape[1]} positions are no multiple of 8"
+    if not dialect.LAYOUTS_ARE_FOUND and not dialect.interpreting():
+        return f"jax {jax.__version__} does not come to an end in its search for the layouts of this kernel's arrays"
     if not x.size:
         return f"x {x.shape} is empty"
     return None
