@@ -15,6 +15,10 @@ ENTRY = re.compile(
     r".*?Used (?P<registers>\d+) registers",
     re.DOTALL,
 )
+CALLED = re.compile(
+    r'custom_call_target="mosaic_gpu\w*".*?op_name="[^"]*?([\w.-]+)/(?:mpmd_map|core_map|pallas_call)[^"]*"'
+)
+heard: set[str] = set()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,10 +32,13 @@ class Kernel:
 
 @dataclasses.dataclass(frozen=True)
 class Compiled:
-    """choices: "op.implementation", as chosen, each found in the program. temp: bytes of temporary memory. custom_calls: XLA's names."""
+    """choices: "op.implementation", as chosen, each found in the program. kernels: names of the Mosaic kernels in it.
+
+    temp: bytes of temporary memory. custom_calls: XLA's names.
+    """
 
     choices: tuple[str, ...]
-    kernels: tuple[Kernel, ...]
+    kernels: frozenset[str]
     temp: int
     custom_calls: frozenset[str]
 
@@ -46,9 +53,11 @@ def compiled(capfd: Any, function: Callable[..., Any], *arguments: Any) -> Compi
     audited = audit(program)
     assert disagreements(choices, audited) == []
     assert [k for k in found if k.spilled] == []
-    if "mosaic_gpu_v2" in audited.custom_calls:
-        assert found, "ptxas said nothing of the Mosaic kernels in the program"
+    heard.update(k.name for k in found)  # a kernel that this process compiled before is not compiled again
+    kernels = frozenset(CALLED.findall(program.as_text()))
+    assert kernels <= heard, f"ptxas said nothing of {', '.join(kernels - heard)}"
+    assert bool(kernels) == ("mosaic_gpu_v2" in audited.custom_calls)
     names = tuple(f"{c.op}.{c.implementation}" for c in choices)
     temp = program.memory_analysis().temp_size_in_bytes
     print(f"{', '.join(names)}: {temp / 2**20:.1f} MiB temporary; {', '.join(map(str, found))}")
-    return Compiled(names, tuple(found), temp, audited.custom_calls)
+    return Compiled(names, kernels, temp, audited.custom_calls)
