@@ -32,8 +32,10 @@ def reference(
     Decays, sums of products and the state are fp32; the factors of products are of x's dtype.
     """
     batch, seq, heads, head_dim = x.shape
-    groups, chunk = b.shape[2], min(options.chunk, seq)
-    x = _chunks(x, chunk).reshape(batch, -1, chunk, groups, heads // groups, head_dim)
+    groups = b.shape[2]
+    chunk = min(options.chunk, seq) if isinstance(seq, int) else options.chunk  # a symbolic length has no minimum
+    x = _chunks(x, chunk)
+    x = x.reshape(*x.shape[:3], groups, heads // groups, head_dim)
     b, c = _chunks(b, chunk), _chunks(c, chunk)
     decay = _chunks(log_decay, chunk).reshape(*x.shape[:-1])
     passed = jnp.cumsum(decay, axis=2)  # log of what is left of the state before the chunk
@@ -41,11 +43,11 @@ def reference(
     outputs = _within(x, passed, b, c, runs)
     kept, added = _at_ends(x, passed, b, runs)
     first = jnp.zeros((batch, heads, head_dim, b.shape[-1]), wide(x)) if state is None else state
-    first = jnp.moveaxis(first.reshape(batch, groups, -1, *first.shape[2:]), -1, 2)
+    first = jnp.moveaxis(first.reshape(batch, groups, heads // groups, *first.shape[2:]), -1, 2)
     before, last = _between(kept, added, first)
     outputs = outputs + _from_before(passed, c, before, runs)
-    outputs = outputs.astype(x.dtype).reshape(batch, -1, heads, head_dim)[:, :seq]
-    return outputs, jnp.moveaxis(last, 2, -1).reshape(batch, heads, head_dim, -1)
+    outputs = outputs.astype(x.dtype).reshape(batch, x.shape[1] * chunk, heads, head_dim)[:, :seq]
+    return outputs, jnp.moveaxis(last, 2, -1).reshape(batch, heads, head_dim, b.shape[-1])
 
 
 def step(
@@ -72,10 +74,11 @@ def wide(x: jax.Array) -> jnp.dtype:
 
 def _chunks(x: jax.Array, chunk: int, mode: str = "constant") -> jax.Array:
     """(batch, seq, ...) -> (batch, chunks, chunk, ...). What is filled up has x = 0 and decay 1: it leaves the state as it is."""
-    missing = -x.shape[1] % chunk
-    if missing:
+    count = (x.shape[1] + chunk - 1) // chunk
+    missing = count * chunk - x.shape[1]
+    if missing != 0:
         x = jnp.pad(x, ((0, 0), (0, missing)) + ((0, 0),) * (x.ndim - 2), mode=mode)
-    return x.reshape(x.shape[0], -1, chunk, *x.shape[2:])
+    return x.reshape(x.shape[0], count, chunk, *x.shape[2:])
 
 
 def _within(x: jax.Array, passed: jax.Array, b: jax.Array, c: jax.Array, runs: jax.Array | None) -> jax.Array:
@@ -116,7 +119,8 @@ def _between(kept: jax.Array, added: jax.Array, first: jax.Array) -> tuple[jax.A
         return kept[:, :, None, :, None] * state + added, state
 
     parts = (jnp.moveaxis(kept, 1, 0), jnp.moveaxis(added, 1, 0))
-    last, before = jax.lax.scan(step, first, parts, unroll=UNROLLED)
+    unroll = UNROLLED if isinstance(kept.shape[1], int) else 1
+    last, before = jax.lax.scan(step, first, parts, unroll=unroll)
     return jnp.moveaxis(before, 0, 1), last
 
 

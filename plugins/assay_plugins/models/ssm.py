@@ -144,7 +144,7 @@ class SSM(nnx.Module):
         """(y without the skip, the state after the last position)."""
         log_decay = -aligned(jnp.exp(self.log_rate[...].astype(jnp.float32)), 3) * dt
         x = (x * dt[..., None]).astype(x.dtype)
-        if x.shape[1] > 1:
+        if x.shape[1] != 1:  # true of a symbolic length as well, which is not known to be more
             return self._scan(x, log_decay, b, c, runs, state)
         y, state = step(x[:, 0], log_decay[:, 0], b[:, 0], c[:, 0], state)
         return y[:, None], state
