@@ -1,0 +1,3 @@
+"""x"""
+from assay_export.onnx.specs import Input
+__all__ = ["Input"]

@@ -1,0 +1,67 @@
+"""A jaxpr with the primitives that the converter does not know, or gets wrong, said in others that it does."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+from jax._src import source_info_util
+from jax.extend.core import Literal
+
+from assay.errors import AssayError
+
+
+class Unsupported(AssayError):
+    """An operation that ONNX cannot say."""
+
+    def __init__(self, operation: str, message: str) -> None:
+        super().__init__(message)
+        self.operation = operation
+
+
+def rewritten(closed: Any) -> Callable[..., list[Any]]:
+    """The function of a closed jaxpr, its calls inlined and its primitives replaced by their rules. Traceable."""
+    return lambda *arguments: evaluate(closed.jaxpr, closed.consts, *arguments)
+
+
+def evaluate(jaxpr: Any, consts: Sequence[Any], *arguments: Any) -> list[Any]:
+    """What the jaxpr returns; equations of which nothing is used are left out."""
+    values: dict[Any, Any] = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*consts, *arguments], strict=True))
+
+    def read(atom: Any) -> Any:
+        return atom.val if isinstance(atom, Literal) else values[atom]
+
+    for equation in live(jaxpr):
+        with source_info_util.user_context(equation.source_info.traceback):
+            found = apply(equation, [read(atom) for atom in equation.invars])
+        values.update(zip(equation.outvars, found, strict=True))
+    return [read(atom) for atom in jaxpr.outvars]
+
+
+def live(jaxpr: Any) -> list[Any]:
+    """The equations on which the results depend, in order."""
+    used, kept = {id(v) for v in jaxpr.outvars}, []
+    for equation in reversed(jaxpr.eqns):
+        if equation.effects or any(id(v) in used for v in equation.outvars):
+            used.update(id(v) for v in equation.invars)
+            kept.append(equation)
+    return kept[::-1]
+
+
+def apply(equation: Any, operands: list[Any]) -> list[Any]:
+    """The results of one equation: by the primitive's rule where there is one and it does not decline."""
+    from assay_export.onnx.rules import RULES
+
+    rule = RULES.get(equation.primitive.name)
+    found = None if rule is None else rule(equation, operands)
+    return bind(equation, operands) if found is None else found
+
+
+def bind(equation: Any, operands: list[Any]) -> list[Any]:
+    """The results of the equation's own primitive."""
+    found = equation.primitive.bind(*operands, **equation.primitive.get_bind_params(equation.params))
+    return list(found) if equation.primitive.multiple_results else [found]
+
+
+def where(equation: Any) -> str:
+    """The line of the user's that an equation comes from."""
+    return source_info_util.summarize(equation.source_info)
