@@ -1,3 +1,1 @@
-"""x"""
-from assay_export.onnx.specs import Input
-__all__ = ["Input"]
+"""ONNX."""

@@ -1,40 +1,49 @@
-"""A function to convert, as it travels to the subprocess."""
+"""A program to convert, as it travels to the subprocess."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
-from assay_export.onnx.specs import Input, abstract
+from assay.exported import Dim, Program
+from assay_export.symbolic import symbols
 
-Function = Callable[..., dict[str, Any]]
+WEIGHT = "weight:"
+"""Before the path of a weight, in the names of the graph's inputs."""
+
+NEXT = "next/"
+"""Before the name of an output that an input has too: the names of a graph must differ."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """function(weights, **inputs) -> outputs by name; weights: path -> (shape, dtype).
+    """weights: path -> (shape, dtype). In the graph that the subprocess writes, they are inputs after the true ones."""
 
-    In the graph that the subprocess writes the weights are inputs "weight:PATH" after the true inputs.
-    """
-
-    function: Function
-    inputs: tuple[Input, ...]
+    program: Program
+    dims: Mapping[str, Dim]
     weights: Mapping[str, tuple[tuple[int, ...], str]]
-    output_names: tuple[str, ...]
+    outputs: tuple[str, ...]
     opset: int
 
     def arguments(self) -> list[jax.ShapeDtypeStruct]:
         """The arguments of `flat`, for tracing."""
-        return [*abstract(self.inputs), *(jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in self.weights.values())]
+        inputs = symbols(self.program.signature, self.dims).values()
+        return [*inputs, *(jax.ShapeDtypeStruct(shape, jnp.dtype(dtype)) for shape, dtype in self.weights.values())]
 
     def input_names(self) -> list[str]:
         """The names of `flat`'s arguments."""
-        return [*(i.name for i in self.inputs), *(f"weight:{path}" for path in self.weights)]
+        return [*self.program.signature.inputs, *(f"{WEIGHT}{path}" for path in self.weights)]
+
+    def output_names(self) -> list[str]:
+        """The names of the graph's outputs; one that is an input's too, such as a cache's, is marked."""
+        return [f"{NEXT}{name}" if name in self.program.signature.inputs else name for name in self.outputs]
 
     def flat(self, *arguments: Any) -> list[Any]:
-        """The function with positional arguments and results."""
-        count = len(self.inputs)
-        named = {i.name: a for i, a in zip(self.inputs, arguments[:count], strict=True)}
-        outputs = self.function(dict(zip(self.weights, arguments[count:], strict=True)), **named)
-        return [outputs[name] for name in self.output_names]
+        """The program with positional arguments and results."""
+        inputs = self.program.signature.inputs
+        named = dict(zip(inputs, arguments[: len(inputs)], strict=True))
+        weights = dict(zip(self.weights, arguments[len(inputs) :], strict=True))
+        found = self.program.function(weights, named)
+        return [found[name] for name in self.outputs]

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import jax
+import jax.numpy as jnp
 from jax._src import source_info_util
 from jax.extend.core import Literal
 
@@ -51,6 +51,9 @@ def apply(equation: Any, operands: list[Any]) -> list[Any]:
     """The results of one equation: by the primitive's rule where there is one and it does not decline."""
     from assay_export.onnx.rules import RULES
 
+    if any(jnp.issubdtype(getattr(v.aval, "dtype", None), jnp.complexfloating) for v in equation.outvars):
+        name = equation.primitive.name
+        raise Unsupported(name, f"operation {name} ({where(equation)}): ONNX runtimes have no complex numbers")
     rule = RULES.get(equation.primitive.name)
     found = None if rule is None else rule(equation, operands)
     return bind(equation, operands) if found is None else found

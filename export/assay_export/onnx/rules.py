@@ -4,10 +4,10 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jax import lax
 
-from assay_export.onnx.rewrite import Unsupported, evaluate, where
+from assay_export.onnx import arithmetic, windows
+from assay_export.onnx.rewrite import Unsupported, evaluate, rewritten, where
 
 Rule = Callable[[Any, list[Any]], list[Any] | None]
 """(equation, operands) -> results, or None to leave the equation as it is."""
@@ -38,30 +38,17 @@ def cond(equation: Any, operands: list[Any]) -> list[Any]:
     return choose(0, *rest)
 
 
-def scan(equation: Any, operands: list[Any]) -> list[Any]:
-    """The same scan of a rewritten body."""
-    p = equation.params
-    consts, carry = operands[: p["num_consts"]], operands[p["num_consts"] :][: p["num_carry"]]
-    xs = operands[p["num_consts"] + p["num_carry"] :]
+def with_bodies(*names: str) -> Rule:
+    """The same loop of rewritten bodies, the parameters of these names."""
 
-    def body(carry: Any, x: Any) -> Any:
-        found = evaluate(p["jaxpr"].jaxpr, p["jaxpr"].consts, *consts, *carry, *x)
-        return found[: p["num_carry"]], found[p["num_carry"] :]
+    def rule(equation: Any, operands: list[Any]) -> list[Any]:
+        bodies = {}
+        for name in names:
+            body = equation.params[name]
+            bodies[name] = jax.make_jaxpr(rewritten(body))(*(v.aval for v in body.jaxpr.invars))
+        return list(equation.primitive.bind(*operands, **{**equation.params, **bodies}))
 
-    last, ys = lax.scan(body, carry, xs, length=p["length"], reverse=p["reverse"])
-    return [*last, *ys]
-
-
-def while_loop(equation: Any, operands: list[Any]) -> list[Any]:
-    """The same loop of a rewritten condition and body."""
-    p = equation.params
-    test, body = p["cond_jaxpr"], p["body_jaxpr"]
-    of_test, of_body = operands[: p["cond_nconsts"]], operands[p["cond_nconsts"] :][: p["body_nconsts"]]
-    return lax.while_loop(
-        lambda s: evaluate(test.jaxpr, test.consts, *of_test, *s)[0],
-        lambda s: evaluate(body.jaxpr, body.consts, *of_body, *s),
-        operands[p["cond_nconsts"] + p["body_nconsts"] :],
-    )
+    return rule
 
 
 def refuse(reason: str) -> Rule:
@@ -80,6 +67,14 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(CALLS, inline),
     **dict.fromkeys(RANDOM, refuse("ONNX has no reproducible random numbers; draw them outside and pass them in")),
     "cond": cond,
-    "scan": scan,
-    "while": while_loop,
+    "scan": with_bodies("jaxpr"),
+    "while": with_bodies("cond_jaxpr", "body_jaxpr"),
+    "pad": windows.pad,
+    "conv_general_dilated": windows.convolution,
+    "reduce_window_max": windows.pooling,
+    "reduce_window_sum": windows.pooling,
+    "select_n": arithmetic.select,
+    "sort": arithmetic.sort,
+    "dot_general": arithmetic.product,
+    "ragged_dot_general": arithmetic.grouped_product,
 }

@@ -17,8 +17,15 @@ from typing import Any, TextIO
 
 UNUSED = tuple(f"jax2onnx.plugins.{name}" for name in ("examples", "equinox", "dm_pix", "flax.linen", "flax.test_utils"))
 """Plugins of libraries that Assay does not use."""
-LATE = "jax2onnx.plugins.jax.lax.fori_loop"
-"""Runs a computation when it is imported."""
+LATE = tuple(
+    f"jax2onnx.plugins.jax.{name}"
+    for name in (
+        *(f"lax.{op}" for op in ("fori_loop", "reduce_and", "reduce_or", "scan", "select_n")),
+        *(f"lax.scatter_{op}" for op in ("add", "max", "min", "mul", "sub")),
+        "nn.initializers.truncated_normal",
+    )
+)
+"""Plugins that compute something when they are imported."""
 
 
 def main() -> None:
@@ -27,6 +34,7 @@ def main() -> None:
     os.dup2(2, 1)  # whatever libraries print must not mix with answers
     version = _load()
     _floor_divisions()
+    _sizes_of_expressions()
     _say(answers, {"version": version})
     for line in sys.stdin:
         _say(answers, _in_fork(json.loads(line)))
@@ -38,15 +46,17 @@ def _load() -> str:
 
     cumsum = jax.numpy.cumsum
     import jax2onnx.plugins
+    from jax._src.xla_bridge import backends_are_initialized
     from jax2onnx.plugins import plugin_system
 
     root = Path(jax2onnx.plugins.__file__).parent
     for file in sorted(root.rglob("*.py")):
         name = ".".join(["jax2onnx.plugins", *file.relative_to(root).with_suffix("").parts])
-        if not name.startswith(UNUSED) and name != LATE and file.name != "__init__.py":
+        if not name.startswith(UNUSED) and name not in LATE and file.name != "__init__.py":
             importlib.import_module(name)
     plugin_system._already_imported_plugins = True
     jax.numpy.cumsum = cumsum  # replaced by the import for good
+    assert not backends_are_initialized()
     return importlib.metadata.version("jax2onnx")
 
 
@@ -67,6 +77,24 @@ def _floor_divisions() -> None:
     LowerDimExpr._convert_op = convert
 
 
+def _sizes_of_expressions() -> None:
+    """Give sizes such as 2*H + 1 an array of that size to be read from, where no input or result has one yet."""
+    from jax2onnx.converter.ir_context import IRContext
+
+    known = IRContext.get_symbolic_dim_origin
+
+    def origin(self: Any, dim: Any) -> Any:
+        found = known(self, dim)
+        if found is None and hasattr(dim, "_sorted_terms"):
+            size = self.dim_expr_lowerer([dim])
+            blank = self.builder.ConstantOfShape(size, _outputs=[self.fresh_name("dimexpr_array")])
+            self.record_symbolic_dim_origin(dim, blank, 0)
+            found = known(self, dim)
+        return found
+
+    IRContext.get_symbolic_dim_origin = origin
+
+
 def _say(answers: TextIO, answer: dict[str, Any]) -> None:
     answers.write(json.dumps(answer) + "\n")
     answers.flush()
@@ -75,10 +103,8 @@ def _say(answers: TextIO, answer: dict[str, Any]) -> None:
 def _in_fork(request: dict[str, Any]) -> dict[str, Any]:
     """What `_convert` answers in a process of its own."""
     reader, writer = os.pipe()
-    import jax._src.xla_bridge as xb; print("INIT", xb.backends_are_initialized(), len(os.listdir("/proc/self/task")), file=sys.stderr)
     child = os.fork()
     if child == 0:
-        import faulthandler; faulthandler.dump_traceback_later(12)
         try:
             answer = json.dumps(_convert(request)).encode()
             os.write(writer, answer)
@@ -123,12 +149,13 @@ def _operation(trace: TracebackType | None) -> str | None:
 def _plain(job: Any) -> Any:
     """Trace without jax2onnx's patches and rewrite what it does not convert; then only primitives are left for it."""
     import jax
+    import jax.extend
 
     from assay_export.onnx.rewrite import rewritten
 
     arguments = job.arguments()
     closed = jax.make_jaxpr(rewritten(jax.make_jaxpr(job.flat)(*arguments)))(*arguments)
-    return _to_onnx(jax.core.jaxpr_as_fun(closed), job, arguments)
+    return _to_onnx(jax.extend.core.jaxpr_as_fun(closed), job, arguments)
 
 
 def _patched(job: Any) -> Any:
@@ -139,8 +166,9 @@ def _patched(job: Any) -> Any:
 def _to_onnx(function: Callable[..., Any], job: Any, arguments: list[Any]) -> Any:
     from jax2onnx import to_onnx
 
-    importlib.import_module(LATE)
-    return to_onnx(function, arguments, opset=job.opset, input_names=job.input_names(), output_names=job.output_names)
+    for name in LATE:
+        importlib.import_module(name)
+    return to_onnx(function, arguments, opset=job.opset, input_names=job.input_names(), output_names=job.output_names())
 
 
 ROUTES = {"plain": _plain, "patched": _patched}

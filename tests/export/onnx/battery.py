@@ -10,69 +10,77 @@ import numpy as np
 from flax import nnx
 from jax import lax
 
-from assay_export.onnx import Input
+from assay.exported import Dim, Program, Signature, Tensor
 
 F32, I32 = "float32", "int32"
-B = (1, 2, 5)
-SEQ = (1, 7, 16)
-SIZE = (8, 9, 13)
 Function = Callable[..., dict[str, Any]]
 
 
 @dataclasses.dataclass(frozen=True)
-class Program:
-    """One program: f(weights, **inputs) -> {"y": ...}; `refused`: the operation that the refusal names, None when it must convert."""
+class Case:
+    """One program of the battery; `refused`: the operation that the refusal names, None for what must convert."""
 
-    name: str
-    function: Function
-    inputs: tuple[Input, ...]
-    dims: Mapping[str, tuple[int, ...]]
+    program: Program
+    dims: Mapping[str, Dim]
     weights: Mapping[str, np.ndarray]
     refused: str | None = None
 
 
-PROGRAMS: list[Program] = []
+CASES: dict[str, Case] = {}
+
+
+def add(
+    name: str,
+    function: Function,
+    inputs: Mapping[str, Tensor],
+    dims: Mapping[str, Dim],
+    weights: Mapping[str, tuple[int, ...]],
+    refused: str | None = None,
+) -> None:
+    """A case with weights of these shapes, positive where their path ends in "var", with variance 1 / fan-in elsewhere."""
+    rng = np.random.default_rng(len(CASES))
+    drawn = {}
+    for path, shape in weights.items():
+        value = rng.normal(size=shape) / np.sqrt(max(1, np.prod(shape[:-1])))
+        drawn[path] = (np.abs(value) + 0.5 if path.endswith("var") else value).astype(np.float32)
+    program = Program(name, lambda weights, inputs: function(weights, **inputs), Signature(inputs, {}))
+    CASES[name] = Case(program, dims, drawn, refused)
 
 
 def program(
-    inputs: list[Input],
-    dims: Mapping[str, tuple[int, ...]],
+    inputs: Mapping[str, Tensor],
+    dims: Mapping[str, Dim],
     weights: Mapping[str, tuple[int, ...]] | None = None,
     refused: str | None = None,
 ) -> Callable[[Function], Function]:
-    """Add the function to the battery; `weights`: path -> shape, drawn normal with variance 1 / fan-in."""
+    """Add the function f(weights, **inputs) to the battery."""
 
-    def add(function: Function) -> Function:
-        rng = np.random.default_rng(len(PROGRAMS))
-        drawn = {
-            path: (rng.normal(size=shape) / np.sqrt(max(1, np.prod(shape[:-1])))).astype(np.float32)
-            for path, shape in (weights or {}).items()
-        }
-        PROGRAMS.append(Program(function.__name__, function, tuple(inputs), dims, drawn, refused))
+    def added(function: Function) -> Function:
+        add(function.__name__, function, inputs, dims, weights or {}, refused)
         return function
 
-    return add
+    return added
 
 
 def module_program(
-    name: str, make: Callable[[nnx.Rngs], nnx.Module], inputs: list[Input], dims: Mapping[str, tuple[int, ...]], **kwargs: Any
+    name: str, make: Callable[[nnx.Rngs], nnx.Module], inputs: Mapping[str, Tensor], dims: Mapping[str, Dim]
 ) -> None:
     """Add a flax module, its variables as weights."""
-    module = make(nnx.Rngs(0))
-    module.eval()
-    nnx.pop(module, nnx.RngState)
-    graph, state = nnx.split(module)
-    flat = [(p, v.replace(jax.ShapeDtypeStruct(v.shape, v.dtype))) for p, v in nnx.to_flat_state(state)]
-    values = {"/".join(map(str, p)): np.asarray(v.get_raw_value()) for p, v in nnx.to_flat_state(state)}
-    paths = ["/".join(map(str, path)) for path, _ in flat]
+
+    def build() -> nnx.Module:
+        module = make(nnx.Rngs(0))
+        module.eval()
+        nnx.pop(module, nnx.RngState)
+        return module
+
+    graph, state = nnx.split(nnx.eval_shape(build))
+    flat = {"/".join(map(str, path)): (path, v) for path, v in nnx.to_flat_state(state)}
 
     def function(weights: dict[str, Any], **named: Any) -> dict[str, Any]:
-        filled = [(p, v.replace(weights[path])) for path, (p, v) in zip(paths, flat, strict=True)]
-        return {"y": nnx.merge(graph, nnx.from_flat_state(filled))(*named.values(), **kwargs)}
+        filled = [(path, v.replace(weights[name])) for name, (path, v) in flat.items()]
+        return {"y": nnx.merge(graph, nnx.from_flat_state(filled))(*named.values())}
 
-    PROGRAMS.append(
-        Program(name, function, tuple(inputs), dims, values)
-    )
+    add(name, function, inputs, dims, {path: v.shape for path, (_, v) in flat.items()})
 
 
 def norm(x: Any, eps: float = 1e-5) -> Any:
@@ -80,29 +88,35 @@ def norm(x: Any, eps: float = 1e-5) -> Any:
     return (x - x.mean(-1, keepdims=True)) * lax.rsqrt(x.var(-1, keepdims=True) + eps)
 
 
-X = Input("x", ("batch", 8), F32)
-XS = Input("x", ("batch", "seq", 16), F32)
-IMAGE = Input("x", ("batch", 16, 16, 3), F32)
-DYN_IMAGE = Input("x", ("batch", "height", "width", 3), F32)
-TOKENS = Input("tokens", ("batch", "seq"), I32, high=64)
+B, SEQ = Dim(1, 5), Dim(1, 16)
+X = {"x": Tensor(("batch", 8), F32)}
+XS = {"x": Tensor(("batch", "seq", 16), F32)}
+IMAGE = {"x": Tensor(("batch", 16, 16, 3), F32)}
+DYN_IMAGE = {"x": Tensor(("batch", "height", "width", 3), F32)}
+TOKENS = {"tokens": Tensor(("batch", "seq"), I32, 64)}
 DB, DBS = {"batch": B}, {"batch": B, "seq": SEQ}
-DHW = {"batch": (1, 2, 3), "height": SIZE, "width": (8, 11, 16)}
+DHW = {"batch": Dim(1, 3), "height": Dim(8, 13), "width": Dim(8, 16)}
+
+
+def integer(name: str, below: int | str, *shape: int | str) -> dict[str, Tensor]:
+    """An int32 input in [0, below)."""
+    return {name: Tensor(shape, I32, below)}
 
 
 # Dense
 
 
-@program([X], DB, {"w": (8, 4), "b": (4,)})
+@program(X, DB, {"w": (8, 4), "b": (4,)})
 def dense(w: Any, x: Any) -> dict[str, Any]:
     return {"y": x @ w["w"] + w["b"]}
 
 
-@program([XS], DBS, {"up": (16, 64), "down": (64, 16)})
+@program(XS, DBS, {"up": (16, 64), "down": (64, 16)})
 def gelu_mlp(w: Any, x: Any) -> dict[str, Any]:
     return {"y": x + jax.nn.gelu(norm(x) @ w["up"]) @ w["down"]}
 
 
-@program([XS], DBS, {"gate": (16, 48), "up": (16, 48), "down": (48, 16)})
+@program(XS, DBS, {"gate": (16, 48), "up": (16, 48), "down": (48, 16)})
 def swiglu(w: Any, x: Any) -> dict[str, Any]:
     return {"y": (jax.nn.silu(x @ w["gate"]) * (x @ w["up"])) @ w["down"]}
 
@@ -110,32 +124,32 @@ def swiglu(w: Any, x: Any) -> dict[str, Any]:
 module_program(
     "mlp_batchnorm_dropout",
     lambda r: nnx.Sequential(nnx.Linear(8, 16, rngs=r), nnx.BatchNorm(16, rngs=r), nnx.relu, nnx.Dropout(0.1, rngs=r), nnx.Linear(16, 3, rngs=r)),
-    [X],
+    X,
     DB,
 )
 
 
-@program([X], DB, {"w": (8, 8), "a": (8, 2), "b": (2, 8)})
+@program(X, DB, {"w": (8, 8), "a": (8, 2), "b": (2, 8)})
 def lora(w: Any, x: Any) -> dict[str, Any]:
     return {"y": x @ w["w"] + (x @ w["a"]) @ w["b"] * 2.0}
 
 
-@program([XS], DBS, {"scale": (16,)})
+@program(XS, DBS, {"scale": (16,)})
 def rmsnorm(w: Any, x: Any) -> dict[str, Any]:
     return {"y": x * lax.rsqrt(jnp.mean(x * x, -1, keepdims=True) + 1e-6) * w["scale"]}
 
 
-@program([X, Input("z", ("batch", 8), F32)], DB)
+@program({**X, "z": Tensor(("batch", 8), F32)}, DB)
 def vmapped_dot(w: Any, x: Any, z: Any) -> dict[str, Any]:
     return {"y": jax.vmap(jnp.dot)(x, z)}
 
 
-@program([X, Input("z", ("batch", 5), F32)], DB, {"w": (8, 5, 3)})
+@program({**X, "z": Tensor(("batch", 5), F32)}, DB, {"w": (8, 5, 3)})
 def three_operand_einsum(w: Any, x: Any, z: Any) -> dict[str, Any]:
     return {"y": jnp.einsum("bi,bj,ijk->bk", x, z, w["w"])}
 
 
-@program([Input("x", ("batch", "seq", 2, 8), F32)], DBS, {"w": (2, 8, 16)})
+@program({"x": Tensor(("batch", "seq", 2, 8), F32)}, DBS, {"w": (2, 8, 16)})
 def headed_projection(w: Any, x: Any) -> dict[str, Any]:
     return {"y": jnp.einsum("bshd,hde->bse", x, w["w"])}
 
@@ -143,7 +157,7 @@ def headed_projection(w: Any, x: Any) -> dict[str, Any]:
 # Convolutions and pooling
 
 
-@program([IMAGE], DB, {"a": (3, 3, 3, 8), "b": (3, 3, 8, 8), "skip": (1, 1, 3, 8)})
+@program(IMAGE, DB, {"a": (3, 3, 3, 8), "b": (3, 3, 8, 8), "skip": (1, 1, 3, 8)})
 def residual_conv(w: Any, x: Any) -> dict[str, Any]:
     h = jax.nn.relu(conv(x, w["a"], 2))
     return {"y": conv(h, w["b"], 1) + conv(x, w["skip"], 2)}
@@ -156,7 +170,7 @@ def conv(x: Any, kernel: Any, stride: int = 1, groups: int = 1, padding: str = "
     )
 
 
-@program([Input("x", ("batch", 16, 16, 8), F32)], DB, {"w": (3, 3, 1, 8)})
+@program({"x": Tensor(("batch", 16, 16, 8), F32)}, DB, {"w": (3, 3, 1, 8)})
 def depthwise_conv(w: Any, x: Any) -> dict[str, Any]:
     return {"y": conv(x, w["w"], groups=8)}
 
@@ -164,39 +178,39 @@ def depthwise_conv(w: Any, x: Any) -> dict[str, Any]:
 module_program(
     "groupnorm_conv_transpose",
     lambda r: nnx.Sequential(nnx.GroupNorm(8, num_groups=4, rngs=r), nnx.ConvTranspose(8, 4, (4, 4), (2, 2), rngs=r)),
-    [Input("x", ("batch", 8, 8, 8), F32)],
+    {"x": Tensor(("batch", 8, 8, 8), F32)},
     DB,
 )
 
 
-@program([IMAGE], DB, {"w": (3, 3, 3, 8)})
+@program(IMAGE, DB, {"w": (3, 3, 3, 8)})
 def positional_max_pool(w: Any, x: Any) -> dict[str, Any]:
     return {"y": nnx.max_pool(conv(x, w["w"]), (3, 3), (2, 2), "SAME").mean((1, 2))}
 
 
-@program([IMAGE], DB)
+@program(IMAGE, DB)
 def average_pool(w: Any, x: Any) -> dict[str, Any]:
     return {"y": nnx.avg_pool(x, (2, 2), (2, 2))}
 
 
-@program([DYN_IMAGE], DHW, {"a": (3, 3, 3, 8), "b": (3, 3, 8, 8)})
+@program(DYN_IMAGE, DHW, {"a": (3, 3, 3, 8), "b": (3, 3, 8, 8)})
 def strided_conv_odd_sizes(w: Any, x: Any) -> dict[str, Any]:
     return {"y": jax.nn.relu(conv(conv(x, w["a"], 2), w["b"], 2)).mean((1, 2))}
 
 
-@program([DYN_IMAGE], DHW, {"a": (3, 3, 3, 8)})
+@program(DYN_IMAGE, DHW, {"a": (3, 3, 3, 8)})
 def dynamic_conv_pool_mean(w: Any, x: Any) -> dict[str, Any]:
     h = nnx.max_pool(conv(x, w["a"], 2), window_shape=(3, 3), strides=(2, 2), padding="SAME")
     return {"y": h.mean((1, 2))}
 
 
-@program([Input("x", ("batch", "seq", 4), F32)], {"batch": B, "seq": (4, 7, 16)}, {"w": (5, 4, 6)})
+@program({"x": Tensor(("batch", "seq", 4), F32)}, {"batch": B, "seq": Dim(4, 16)}, {"w": (5, 4, 6)})
 def causal_conv1d(w: Any, x: Any) -> dict[str, Any]:
     padded = jnp.pad(x, ((0, 0), (4, 0), (0, 0)))
     return {"y": lax.conv_general_dilated(padded, w["w"], (1,), "VALID", dimension_numbers=("NWC", "WIO", "NWC"))}
 
 
-@program([Input("x", ("batch", 12, 12, 4), F32)], DB, {"w": (3, 3, 4, 4)})
+@program({"x": Tensor(("batch", 12, 12, 4), F32)}, DB, {"w": (3, 3, 4, 4)})
 def dilated_conv(w: Any, x: Any) -> dict[str, Any]:
     return {
         "y": lax.conv_general_dilated(
@@ -208,26 +222,26 @@ def dilated_conv(w: Any, x: Any) -> dict[str, Any]:
 # Resizing
 
 
-@program([Input("x", ("batch", 8, 8, 4), F32)], DB, {"down": (3, 3, 4, 8), "up": (3, 3, 8, 4)})
+@program({"x": Tensor(("batch", 8, 8, 4), F32)}, DB, {"down": (3, 3, 4, 8), "up": (3, 3, 8, 4)})
 def unet_resize(w: Any, x: Any) -> dict[str, Any]:
     h = conv(x, w["down"], 2)
     h = jax.image.resize(h, (h.shape[0], 8, 8, 8), "nearest")
     return {"y": x + conv(h, w["up"])}
 
 
-@program([Input("x", ("batch", 8, 8, 4), F32)], DB)
+@program({"x": Tensor(("batch", 8, 8, 4), F32)}, DB)
 def bilinear_resize(w: Any, x: Any) -> dict[str, Any]:
     return {"y": jax.image.resize(x, (x.shape[0], 13, 5, 4), "bilinear")}
 
 
-@program([DYN_IMAGE], DHW)
+@program(DYN_IMAGE, DHW)
 def broadcast_upsample(w: Any, x: Any) -> dict[str, Any]:
     b, h, width, c = x.shape
     y = jnp.broadcast_to(x[:, :, None, :, None], (b, h, 2, width, 2, c))
     return {"y": y.reshape(b, 2 * h, 2 * width, c)}
 
 
-@program([Input("x", ("batch", 16, 16, 3), F32)], DB, {"w": (48, 24)})
+@program({"x": Tensor(("batch", 16, 16, 3), F32)}, DB, {"w": (48, 24)})
 def patches(w: Any, x: Any) -> dict[str, Any]:
     b = x.shape[0]
     y = x.reshape(b, 4, 4, 4, 4, 3).transpose(0, 1, 3, 2, 4, 5).reshape(b, 16, 48)
@@ -255,27 +269,27 @@ def attend(q: Any, k: Any, v: Any, mask: Any) -> Any:
 ATTENTION = {"q": (16, 16), "k": (16, 8), "v": (16, 8), "o": (16, 16)}
 
 
-@program([XS], DBS, ATTENTION)
+@program(XS, DBS, ATTENTION)
 def causal_attention(w: Any, x: Any) -> dict[str, Any]:
     s = x.shape[1]
     mask = jnp.arange(s)[:, None] >= jnp.arange(s)[None]
     return {"y": attend(heads(x, w["q"], 4), heads(x, w["k"], 2), heads(x, w["v"], 2), mask) @ w["o"]}
 
 
-@program([XS], DBS, ATTENTION)
+@program(XS, DBS, ATTENTION)
 def library_attention(w: Any, x: Any) -> dict[str, Any]:
     q, k, v = heads(x, w["q"], 4), heads(x, w["k"], 2), heads(x, w["v"], 2)
     return {"y": jax.nn.dot_product_attention(q, k, v, is_causal=True)}
 
 
-@program([XS], DBS)
+@program(XS, DBS)
 def rope(w: Any, x: Any) -> dict[str, Any]:
     angles = jnp.arange(x.shape[1], dtype=jnp.float32)[:, None] * (10_000.0 ** (-jnp.arange(8) / 8))
     a, b = jnp.split(x, 2, -1)
     return {"y": jnp.concatenate([a * jnp.cos(angles) - b * jnp.sin(angles), b * jnp.cos(angles) + a * jnp.sin(angles)], -1)}
 
 
-@program([TOKENS], DBS, {"embed": (64, 16), **ATTENTION})
+@program(TOKENS, DBS, {"embed": (64, 16), **ATTENTION})
 def language_model(w: Any, tokens: Any) -> dict[str, Any]:
     x = w["embed"][tokens] * 8
     s = x.shape[1]
@@ -284,14 +298,12 @@ def language_model(w: Any, tokens: Any) -> dict[str, Any]:
     return {"y": jax.nn.log_softmax(norm(x) @ w["embed"].T)}
 
 
-CACHE = [
-    Input("x", ("batch", "new", 16), F32),
-    Input("k", ("batch", "cache", 2, 4), F32),
-    Input("v", ("batch", "cache", 2, 4), F32),
-]
+CACHE = {"k": Tensor(("batch", "cache", 2, 4), F32), "v": Tensor(("batch", "cache", 2, 4), F32)}
+NEW = {"x": Tensor(("batch", "new", 16), F32)}
+DCACHE = {"batch": B, "new": Dim(1, 4), "cache": Dim(12, 31)}
 
 
-@program([*CACHE, Input("position", (), I32, high=8)], {"batch": B, "new": (1, 3, 4), "cache": (12, 17, 31)}, ATTENTION)
+@program({**NEW, **CACHE, **integer("position", 8)}, DCACHE, ATTENTION)
 def cache_update_slice(w: Any, x: Any, k: Any, v: Any, position: Any) -> dict[str, Any]:
     k = lax.dynamic_update_slice(k, heads(x, w["k"], 2), (0, position, 0, 0))
     v = lax.dynamic_update_slice(v, heads(x, w["v"], 2), (0, position, 0, 0))
@@ -300,8 +312,8 @@ def cache_update_slice(w: Any, x: Any, k: Any, v: Any, position: Any) -> dict[st
 
 
 @program(
-    [Input("x", ("batch", 1, 16), F32), *CACHE[1:], Input("position", ("batch",), I32, high=8)],
-    {"batch": B, "cache": (12, 17, 31)},
+    {"x": Tensor(("batch", 1, 16), F32), **CACHE, **integer("position", 8, "batch")},
+    {"batch": B, "cache": Dim(12, 31)},
     ATTENTION,
 )
 def cache_position_of_each_row(w: Any, x: Any, k: Any, v: Any, position: Any) -> dict[str, Any]:
@@ -312,8 +324,8 @@ def cache_position_of_each_row(w: Any, x: Any, k: Any, v: Any, position: Any) ->
 
 
 @program(
-    [Input("x", ("batch", "new", 16), F32), Input("k", ("batch", "past", 2, 4), F32), Input("v", ("batch", "past", 2, 4), F32)],
-    {"batch": B, "new": (1, 3, 4), "past": (1, 5, 8)},
+    {**NEW, **{name: Tensor(("batch", "past", 2, 4), F32) for name in "kv"}},
+    {"batch": B, "new": Dim(1, 4), "past": Dim(1, 8)},
     ATTENTION,
 )
 def cache_grows(w: Any, x: Any, k: Any, v: Any) -> dict[str, Any]:
@@ -326,12 +338,12 @@ def cache_grows(w: Any, x: Any, k: Any, v: Any) -> dict[str, Any]:
 
 # Graphs and segments
 
-EDGES = [
-    Input("x", ("nodes", 8), F32),
-    Input("senders", ("edges",), I32, high="nodes"),
-    Input("receivers", ("edges",), I32, high="nodes"),
-]
-GRAPH = {"nodes": (1, 5, 12), "edges": (1, 9, 30)}
+EDGES = {
+    "x": Tensor(("nodes", 8), F32),
+    **integer("senders", "nodes", "edges"),
+    **integer("receivers", "nodes", "edges"),
+}
+GRAPH = {"nodes": Dim(1, 12), "edges": Dim(1, 30)}
 
 
 @program(EDGES, GRAPH, {"w": (8, 8)})
@@ -360,7 +372,7 @@ def segment_softmax(w: Any, x: Any, senders: Any, receivers: Any) -> dict[str, A
 # Loops
 
 
-@program([XS], DBS, {"w": (16, 16), "u": (16, 16)})
+@program(XS, DBS, {"w": (16, 16), "u": (16, 16)})
 def scan_cell(w: Any, x: Any) -> dict[str, Any]:
     def step(h: Any, u: Any) -> Any:
         h = jnp.tanh(h @ w["w"] + u @ w["u"])
@@ -370,32 +382,44 @@ def scan_cell(w: Any, x: Any) -> dict[str, Any]:
     return {"y": all_, "last": last}
 
 
-@program([X], DB, {"w": (4, 8, 8)})
+@program({"x": Tensor(("batch", 9, 16), F32)}, DB, {"w": (16, 24), "u": (8, 24)})
+def gru_scan(w: Any, x: Any) -> dict[str, Any]:
+    def step(h: Any, u: Any) -> Any:
+        r, z, n = jnp.split(u @ w["w"], 3, -1)
+        hr, hz, hn = jnp.split(h @ w["u"], 3, -1)
+        update = jax.nn.sigmoid(z + hz)
+        h = update * h + (1 - update) * jnp.tanh(n + jax.nn.sigmoid(r + hr) * hn)
+        return h, h
+
+    return {"y": lax.scan(step, jnp.zeros((x.shape[0], 8)), x.transpose(1, 0, 2))[1]}
+
+
+@program(X, DB, {"w": (4, 8, 8)})
 def scan_stacked_layers(w: Any, x: Any) -> dict[str, Any]:
     return {"y": lax.scan(lambda h, k: (h + jnp.tanh(h @ k), None), x, w["w"])[0]}
 
 
-@program([X], DB, {"w": (8, 8)})
+@program(X, DB, {"w": (8, 8)})
 def fori_loop(w: Any, x: Any) -> dict[str, Any]:
     return {"y": lax.fori_loop(0, 5, lambda i, h: h + jnp.sin(h @ w["w"]) * i, x)}
 
 
-@program([X, Input("count", (), I32, high=7)], DB)
+@program({**X, **integer("count", 7)}, DB)
 def while_loop(w: Any, x: Any, count: Any) -> dict[str, Any]:
     return {"y": lax.while_loop(lambda s: s[0] < count, lambda s: (s[0] + 1, s[1] * 0.5 + 1), (jnp.int32(0), x))[1]}
 
 
-@program([X, Input("flag", (), I32, high=2)], DB, {"w": (8, 8)})
+@program({**X, **integer("flag", 2)}, DB, {"w": (8, 8)})
 def two_branches(w: Any, x: Any, flag: Any) -> dict[str, Any]:
     return {"y": lax.cond(flag > 0, lambda a: a @ w["w"], lambda a: -a, x)}
 
 
-@program([X, Input("which", (), I32, high=4)], DB, {"w": (8, 8)})
+@program({**X, **integer("which", 4)}, DB, {"w": (8, 8)})
 def switch(w: Any, x: Any, which: Any) -> dict[str, Any]:
     return {"y": lax.switch(which, [lambda a: a, lambda a: a @ w["w"], jnp.sin, lambda a: a * 2], x)}
 
 
-@program([Input("x", ("batch", 16, 8), F32)], DB)
+@program({"x": Tensor(("batch", 16, 8), F32)}, DB)
 def associative_scan(w: Any, x: Any) -> dict[str, Any]:
     def combine(a: Any, b: Any) -> Any:
         return a[0] * b[0], b[0] * a[1] + b[1]
@@ -403,7 +427,7 @@ def associative_scan(w: Any, x: Any) -> dict[str, Any]:
     return {"y": lax.associative_scan(combine, (jax.nn.sigmoid(x), x), axis=1)[1]}
 
 
-@program([XS], DBS)
+@program(XS, DBS)
 def cumulative_sum(w: Any, x: Any) -> dict[str, Any]:
     return {"y": jnp.cumsum(x, 1)}
 
@@ -411,38 +435,38 @@ def cumulative_sum(w: Any, x: Any) -> dict[str, Any]:
 # Sorting, indexing
 
 
-@program([X], DB)
+@program(X, DB)
 def top_k(w: Any, x: Any) -> dict[str, Any]:
     values, indices = lax.top_k(x, 3)
     return {"y": values, "indices": indices}
 
 
-@program([XS], DBS)
+@program(XS, DBS)
 def sort_and_argsort(w: Any, x: Any) -> dict[str, Any]:
     return {"y": jnp.sort(x, 1), "order": jnp.argsort(x, -1)}
 
 
-@program([XS, Input("index", ("batch", "seq", 3), I32, high=16)], DBS)
+@program({**XS, **integer("index", 16, "batch", "seq", 3)}, DBS)
 def take_along_axis(w: Any, x: Any, index: Any) -> dict[str, Any]:
     return {"y": jnp.take_along_axis(x, index, -1)}
 
 
-@program([Input("x", ("batch", 16, 8), F32), Input("start", (), I32, high=12)], DB)
+@program({"x": Tensor(("batch", 16, 8), F32), **integer("start", 12)}, DB)
 def dynamic_slice(w: Any, x: Any, start: Any) -> dict[str, Any]:
     return {"y": lax.dynamic_slice_in_dim(x, start, 4, 1)}
 
 
-@program([XS], DBS)
+@program(XS, DBS)
 def roll_and_flip(w: Any, x: Any) -> dict[str, Any]:
     return {"y": jnp.roll(x, 3, -1)[:, ::-1]}
 
 
-@program([X], DB)
+@program(X, DB)
 def argmax_one_hot(w: Any, x: Any) -> dict[str, Any]:
     return {"y": jax.nn.one_hot(jnp.argmax(x, -1), 8), "index": jnp.argmax(x, -1)}
 
 
-@program([TOKENS, Input("length", ("batch",), I32, high="seq")], DBS, {"embed": (64, 8)})
+@program({**TOKENS, **integer("length", "seq", "batch")}, DBS, {"embed": (64, 8)})
 def masked_mean(w: Any, tokens: Any, length: Any) -> dict[str, Any]:
     mask = jnp.arange(tokens.shape[1])[None] <= length[:, None]
     return {"y": jnp.where(mask[..., None], w["embed"][tokens], 0).sum(1) / mask.sum(1, keepdims=True)}
@@ -451,7 +475,7 @@ def masked_mean(w: Any, tokens: Any, length: Any) -> dict[str, Any]:
 # Mixtures of experts
 
 
-@program([X], DB, {"gate": (8, 4), "up": (4, 8, 16), "down": (4, 16, 8)})
+@program(X, DB, {"gate": (8, 4), "up": (4, 8, 16), "down": (4, 16, 8)})
 def experts_dense(w: Any, x: Any) -> dict[str, Any]:
     values, indices = lax.top_k(jax.nn.softmax(x @ w["gate"]), 2)
     mix = jnp.einsum("bk,bke->be", values, jax.nn.one_hot(indices, 4))
@@ -459,7 +483,7 @@ def experts_dense(w: Any, x: Any) -> dict[str, Any]:
     return {"y": jnp.einsum("beh,ehd,be->bd", h, w["down"], mix)}
 
 
-@program([X], DB, {"gate": (8, 4), "up": (4, 8, 8)})
+@program(X, DB, {"gate": (8, 4), "up": (4, 8, 8)})
 def experts_ragged_dot(w: Any, x: Any) -> dict[str, Any]:
     expert = jnp.argmax(x @ w["gate"], -1)
     order = jnp.argsort(expert)
@@ -471,7 +495,7 @@ def experts_ragged_dot(w: Any, x: Any) -> dict[str, Any]:
 # Transformations of functions
 
 
-@program([X], DB, {"w": (8, 8)})
+@program(X, DB, {"w": (8, 8)})
 def checkpointed(w: Any, x: Any) -> dict[str, Any]:
     return {"y": jax.checkpoint(lambda a: jnp.tanh(a @ w["w"]))(x)}
 
@@ -485,17 +509,17 @@ def clipped(x: Any) -> Any:
 clipped.defvjp(lambda x: (clipped(x), None), lambda _, g: (jnp.clip(g, -1, 1),))
 
 
-@program([X], DB)
+@program(X, DB)
 def custom_gradient(w: Any, x: Any) -> dict[str, Any]:
     return {"y": clipped(x) + jax.nn.relu6(x)}
 
 
-@program([X], DB, {"w": (8, 8)})
+@program(X, DB, {"w": (8, 8)})
 def gradient_inside(w: Any, x: Any) -> dict[str, Any]:
     return {"y": jax.grad(lambda a: jnp.sum(jnp.tanh(a @ w["w"]) ** 2))(x)}
 
 
-@program([Input("x", ("batch", 6, 6), F32)], DB)
+@program({"x": Tensor(("batch", 6, 6), F32)}, DB, refused="cholesky")
 def cholesky(w: Any, x: Any) -> dict[str, Any]:
     return {"y": jnp.linalg.cholesky(x @ x.transpose(0, 2, 1) + 6 * jnp.eye(6))}
 
@@ -508,43 +532,41 @@ module_program(
         nnx.Conv(4, 8, (3, 3), rngs=r), nnx.GroupNorm(8, num_groups=2, rngs=r), nnx.silu,
         nnx.Conv(8, 8, (3, 3), (2, 2), rngs=r), nnx.ConvTranspose(8, 4, (3, 3), (2, 2), rngs=r),
     ),
-    [Input("x", ("batch", 8, 8, 4), F32)],
+    {"x": Tensor(("batch", 8, 8, 4), F32)},
     DB,
 )
 module_program(
     "flax_attention",
     lambda r: nnx.MultiHeadAttention(4, 16, decode=False, rngs=r),
-    [XS],
+    XS,
     DBS,
 )
-module_program("gru_scan", lambda r: nnx.RNN(nnx.GRUCell(16, 8, rngs=r)), [Input("x", ("batch", 9, 16), F32)], DB)
-
 
 # Numbers
 
-@program([X], DB, {"w": (8, 8)})
+@program(X, DB, {"w": (8, 8)})
 def weights_in_int8(w: Any, x: Any) -> dict[str, Any]:
     q = jnp.clip(jnp.round(w["w"] * 40), -127, 127).astype(jnp.int8)
     return {"y": x @ (q.astype(jnp.float32) / 40)}
 
 
-@program([X], DB, {"w": (8, 8)})
+@program(X, DB, {"w": (8, 8)})
 def int8_by_int8(w: Any, x: Any) -> dict[str, Any]:
     a, b = jnp.round(x * 20).astype(jnp.int8), jnp.round(w["w"] * 20).astype(jnp.int8)
     return {"y": lax.dot(a, b, preferred_element_type=jnp.int32)}
 
 
-@program([Input("x", ("batch", 16), F32)], DB)
+@program({"x": Tensor(("batch", 16), F32)}, DB, refused="fft")
 def real_fft(w: Any, x: Any) -> dict[str, Any]:
     return {"y": jnp.abs(jnp.fft.rfft(x))}
 
 
-@program([X], DB)
+@program(X, DB)
 def special_functions(w: Any, x: Any) -> dict[str, Any]:
     return {"y": jax.scipy.special.erf(x) + jnp.expm1(x) + jnp.log1p(jnp.abs(x)) + jnp.logaddexp(x, 1.0) + jnp.sign(x) * jnp.arctan2(x, 2.0)}
 
 
-@program([X], DB)
+@program(X, DB)
 def integer_arithmetic(w: Any, x: Any) -> dict[str, Any]:
     i = jnp.floor(x * 10).astype(jnp.int32)
     return {"y": (i // 3) + (i % 4) * 2 - (i >> 1) + (i & 5) + jnp.abs(i)}
@@ -553,16 +575,16 @@ def integer_arithmetic(w: Any, x: Any) -> dict[str, Any]:
 # What ONNX cannot say
 
 
-@program([X], DB, refused="random_bits")
+@program(X, DB, refused="random_bits")
 def random_normal(w: Any, x: Any) -> dict[str, Any]:
     return {"y": x + jax.random.normal(jax.random.key(0), x.shape[1:])}
 
 
-@program([Input("x", ("batch", 6, 4), F32)], DB, refused="svd")
+@program({"x": Tensor(("batch", 6, 4), F32)}, DB, refused="svd")
 def singular_values(w: Any, x: Any) -> dict[str, Any]:
     return {"y": jnp.linalg.svd(x, compute_uv=False)}
 
 
-@program([X], DB, refused="pure_callback")
+@program(X, DB, refused="pure_callback")
 def host_callback(w: Any, x: Any) -> dict[str, Any]:
     return {"y": jax.pure_callback(np.sin, jax.ShapeDtypeStruct(x.shape, x.dtype), x)}
