@@ -50,6 +50,7 @@ LINES: Mapping[str, Mapping[str, str]] = {
     },
     "tracker": {"trackers": "[@tracker.my_plugin()]"},
     "importer": {},
+    "exporter": {},
 }
 """The experiment's lines by kind, where they are more than `experiment.KIND = @KIND.my_plugin()`."""
 
@@ -86,9 +87,13 @@ def files(name: str, kind: str) -> dict[str, str]:
         "tests/conftest.py": _CONFTEST,
         f"tests/test_{name}.py": _IMPORTER_TEST if kind == "importer" else _TEST,
     }
-    if kind == "importer":
+    if kind in _VERBS:  # no part of an experiment
         del found[f"{name}.gin"]
-        found["README.md"] = found["README.md"].replace(_RUN, _IMPORT)
+        found["README.md"] = found["README.md"].replace(_RUN, _VERBS[kind])
+    if kind == "exporter":
+        found[f"src/{name}/loader.py"] = resources.files("assay.templates").joinpath("loader.py").read_text("utf-8")
+        test = found[f"tests/test_{name}.py"]
+        found[f"tests/test_{name}.py"] = test.replace("    def plugin(", '    format = "my_plugin"\n\n    def plugin(')
     words = {
         "MyPlugin": _camel(name),
         "my_plugin": name,
@@ -161,7 +166,7 @@ disable_error_code = ["import-untyped"]
 """
 
 _RUN = "assay run my_plugin.gin"
-_IMPORT = "assay import my_plugin PATH --to DIR"
+_VERBS = {"importer": "assay import my_plugin PATH --to DIR", "exporter": "assay export latest --to my_plugin"}
 
 _README = f"""# my-plugin
 
