@@ -2,7 +2,9 @@
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 
@@ -12,6 +14,21 @@ def select(equation: Any, operands: list[Any]) -> list[Any] | None:
     if len(cases) != 2 or cases[0].dtype != bool:
         return None
     return [(which & cases[1]) | (~which & cases[0])]
+
+
+def remainder(equation: Any, operands: list[Any]) -> list[Any] | None:
+    """Of integers, with the sign of the dividend: by a division, which rounds towards zero."""
+    a, b = operands
+    return None if jnp.issubdtype(a.dtype, jnp.floating) else [a - b * lax.div(a, b)]
+
+
+def shift(equation: Any, operands: list[Any]) -> list[Any] | None:
+    """By a known number of bits: a division, rounded down, or a product."""
+    x, bits = operands
+    if isinstance(bits, jax.core.Tracer) or np.size(bits) != 1 or not jnp.issubdtype(x.dtype, jnp.signedinteger):
+        return None
+    size = jnp.asarray(1 << int(np.ravel(bits)[0]), x.dtype)
+    return [x * size if equation.primitive.name == "shift_left" else jnp.floor_divide(x, size)]
 
 
 def sort(equation: Any, operands: list[Any]) -> list[Any] | None:
@@ -57,6 +74,6 @@ def grouped_product(equation: Any, operands: list[Any]) -> list[Any] | None:
     row = lax.iota(sizes.dtype, rows.shape[0])
     mine = (row[None] < ends[:, None]) & (row[None] >= (ends - sizes)[:, None])
     each = jnp.einsum("mk,gkn->gmn", rows, matrices)
-    return [jnp.where(mine[..., None], each, 0).sum(0).astype(equation.outvars[0].aval.dtype)]
+    return [jnp.where(mine[..., None], each, 0).sum(0).astype(rows.dtype)]
 
 

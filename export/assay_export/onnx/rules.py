@@ -7,7 +7,7 @@ import jax
 from jax import lax
 
 from assay_export.onnx import arithmetic, windows
-from assay_export.onnx.rewrite import Unsupported, evaluate, rewritten, where
+from assay_export.onnx.rewrite import Unsupported, evaluate, retyped_shape, rewritten, where
 
 Rule = Callable[[Any, list[Any]], list[Any] | None]
 """(equation, operands) -> results, or None to leave the equation as it is."""
@@ -45,7 +45,7 @@ def with_bodies(*names: str) -> Rule:
         bodies = {}
         for name in names:
             body = equation.params[name]
-            bodies[name] = jax.make_jaxpr(rewritten(body))(*(v.aval for v in body.jaxpr.invars))
+            bodies[name] = jax.make_jaxpr(rewritten(body))(*(retyped_shape(v.aval) for v in body.jaxpr.invars))
         return list(equation.primitive.bind(*operands, **{**equation.params, **bodies}))
 
     return rule
@@ -74,6 +74,9 @@ RULES: dict[str, Rule] = {
     "reduce_window_max": windows.pooling,
     "reduce_window_sum": windows.pooling,
     "select_n": arithmetic.select,
+    "rem": arithmetic.remainder,
+    "shift_left": arithmetic.shift,
+    "shift_right_arithmetic": arithmetic.shift,
     "sort": arithmetic.sort,
     "dot_general": arithmetic.product,
     "ragged_dot_general": arithmetic.grouped_product,

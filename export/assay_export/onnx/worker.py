@@ -79,6 +79,7 @@ def _floor_divisions() -> None:
 
 def _sizes_of_expressions() -> None:
     """Give sizes such as 2*H + 1 an array of that size to be read from, where no input or result has one yet."""
+    import onnx_ir as ir
     from jax2onnx.converter.ir_context import IRContext
 
     known = IRContext.get_symbolic_dim_origin
@@ -88,6 +89,7 @@ def _sizes_of_expressions() -> None:
         if found is None and hasattr(dim, "_sorted_terms"):
             size = self.dim_expr_lowerer([dim])
             blank = self.builder.ConstantOfShape(size, _outputs=[self.fresh_name("dimexpr_array")])
+            blank.type, blank.shape = ir.TensorType(ir.DataType.FLOAT), ir.Shape((None,))
             self.record_symbolic_dim_origin(dim, blank, 0)
             found = known(self, dim)
         return found

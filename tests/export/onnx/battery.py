@@ -575,7 +575,7 @@ def integer_arithmetic(w: Any, x: Any) -> dict[str, Any]:
 # What ONNX cannot say
 
 
-@program(X, DB, refused="random_bits")
+@program(X, DB, refused="random_seed")
 def random_normal(w: Any, x: Any) -> dict[str, Any]:
     return {"y": x + jax.random.normal(jax.random.key(0), x.shape[1:])}
 

@@ -1,0 +1,111 @@
+"""What is done to a graph after jax2onnx: weights by name, true shapes, matrix products that quantisers find, facts."""
+
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+import onnx
+from onnx import TensorProto, helper
+
+from assay_export.onnx.job import WEIGHT, Job
+from assay_export.onnx.stored import FILE, Weights
+
+
+def finished(model: onnx.ModelProto, job: Job, weights: Weights, metadata: Mapping[str, str]) -> onnx.ModelProto:
+    """The model as it is written."""
+    graph = model.graph
+    del graph.value_info[:]  # jax2onnx's notes on shapes within the graph are wrong in places; runtimes infer their own
+    _initializers(graph, weights)
+    _matrix_products(graph)
+    _declare(graph, job)
+    _drop_unused(graph)
+    model.producer_name = "assay"
+    helper.set_model_props(model, {**metadata, "opset": str(job.opset)})
+    return model
+
+
+def _initializers(graph: onnx.GraphProto, weights: Weights) -> None:
+    """Inputs "weight:PATH" become initializers PATH, in the file of weights; those kept in another dtype are cast."""
+    rest = [i for i in graph.input if not i.name.startswith(WEIGHT)]
+    used = {name for node in _nodes(graph) for name in node.input}
+    named = [i.name.removeprefix(WEIGHT) for i in graph.input if i.name.startswith(WEIGHT) and i.name in used]
+    casts = []
+    for path in named:
+        dtype, offset, size = weights.stored[path]
+        shape, taken = weights.shapes[path]
+        tensor = graph.initializer.add(name=path, data_type=_type(dtype), data_location=TensorProto.EXTERNAL)
+        tensor.dims.extend(shape)
+        for key, value in (("location", FILE), ("offset", str(offset)), ("length", str(size))):
+            tensor.external_data.add(key=key, value=value)
+        if dtype == taken:
+            _rename(graph, WEIGHT + path, path)
+        else:
+            casts.append(helper.make_node("Cast", [path], [WEIGHT + path], name=f"cast:{path}", to=_type(taken)))
+    _replace(graph.node, [*casts, *graph.node])
+    _replace(graph.input, rest)
+
+
+def _matrix_products(graph: onnx.GraphProto) -> None:
+    """Gemm without transposition as MatMul and Add: onnxruntime's quantisers look for MatMul."""
+    nodes = []
+    for node in graph.node:
+        a = {x.name: helper.get_attribute_value(x) for x in node.attribute}
+        plain = not a.get("transA") and not a.get("transB") and a.get("alpha", 1.0) == 1.0
+        if node.op_type != "Gemm" or not plain or a.get("beta", 1.0) not in (0.0, 1.0):
+            nodes.append(node)
+            continue
+        bias = node.input[2] if len(node.input) > 2 and a.get("beta", 1.0) else ""
+        product = f"{node.output[0]}/product" if bias else node.output[0]
+        nodes.append(helper.make_node("MatMul", node.input[:2], [product], name=node.name))
+        if bias:
+            nodes.append(helper.make_node("Add", [product, bias], node.output, name=f"{node.name}/bias"))
+    _replace(graph.node, nodes)
+
+
+def _declare(graph: onnx.GraphProto, job: Job) -> None:
+    """Inputs as the signature has them, outputs as jax traces them; sizes that follow from others as expressions."""
+    arguments = job.arguments()
+    shapes = dict(zip(job.input_names(), arguments, strict=True))
+    for value in graph.input:
+        _set(value, shapes[value.name])
+    for value, shape in zip(graph.output, jax.eval_shape(job.flat, *arguments), strict=True):
+        _set(value, shape)
+
+
+def _set(value: onnx.ValueInfoProto, shape: jax.ShapeDtypeStruct) -> None:
+    sizes = [size if isinstance(size, int) else str(size) for size in shape.shape]
+    value.type.CopyFrom(helper.make_tensor_type_proto(_type(jnp.dtype(shape.dtype).name), sizes))
+
+
+def _drop_unused(graph: onnx.GraphProto) -> None:
+    used = {name for node in _nodes(graph) for name in node.input} | {o.name for o in graph.output}
+    _replace(graph.initializer, [i for i in graph.initializer if i.name in used])
+
+
+def _nodes(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
+    """Those of the graph and of the graphs within."""
+    found = []
+    for node in graph.node:
+        found.append(node)
+        for attribute in node.attribute:
+            if attribute.type == onnx.AttributeProto.GRAPH:
+                found += _nodes(attribute.g)
+    return found
+
+
+def _rename(graph: onnx.GraphProto, old: str, new: str) -> None:
+    for node in _nodes(graph):
+        for index, name in enumerate(node.input):
+            if name == old:
+                node.input[index] = new
+
+
+def _replace(field, items) -> None:  # type: ignore[no-untyped-def]  # protobuf's repeated fields have no public type
+    kept = [type(item).FromString(item.SerializeToString()) for item in items]
+    del field[:]
+    field.extend(kept)
+
+
+def _type(dtype: str) -> int:
+    """ONNX's number of a dtype."""
+    return int(helper.np_dtype_to_tensor_dtype(jnp.dtype(dtype)))
