@@ -28,7 +28,10 @@ def shift(equation: Any, operands: list[Any]) -> list[Any] | None:
     if isinstance(bits, jax.core.Tracer) or np.size(bits) != 1 or not jnp.issubdtype(x.dtype, jnp.signedinteger):
         return None
     size = jnp.asarray(1 << int(np.ravel(bits)[0]), x.dtype)
-    return [x * size if equation.primitive.name == "shift_left" else jnp.floor_divide(x, size)]
+    if equation.primitive.name == "shift_left":
+        return [x * size]
+    whole = lax.div(x, size)
+    return [whole - ((x < 0) & (whole * size != x)).astype(x.dtype)]
 
 
 def sort(equation: Any, operands: list[Any]) -> list[Any] | None:

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 from assay.exported import Dim, Program
 from assay_export.symbolic import symbols
 
-WEIGHT = "weight:"
-"""Before the path of a weight, in the names of the graph's inputs."""
+WEIGHT = "weights/"
+"""Before the path of a weight, in the names of a graph."""
 
 NEXT = "next/"
 """Before the name of an output that an input has too: the names of a graph must differ."""

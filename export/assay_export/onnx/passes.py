@@ -25,24 +25,22 @@ def finished(model: onnx.ModelProto, job: Job, weights: Weights, metadata: Mappi
 
 
 def _initializers(graph: onnx.GraphProto, weights: Weights) -> None:
-    """Inputs "weight:PATH" become initializers PATH, in the file of weights; those kept in another dtype are cast."""
-    rest = [i for i in graph.input if not i.name.startswith(WEIGHT)]
+    """Inputs "weights/PATH" become initializers of that name, in the file of weights; those kept in another dtype are cast."""
     used = {name for node in _nodes(graph) for name in node.input}
-    named = [i.name.removeprefix(WEIGHT) for i in graph.input if i.name.startswith(WEIGHT) and i.name in used]
+    names = [i.name for i in graph.input if i.name.startswith(WEIGHT)]
     casts = []
-    for path in named:
-        dtype, offset, size = weights.stored[path]
-        shape, taken = weights.shapes[path]
-        tensor = graph.initializer.add(name=path, data_type=_type(dtype), data_location=TensorProto.EXTERNAL)
+    for name in [n for n in names if n in used]:
+        shape, taken = weights.shapes[name.removeprefix(WEIGHT)]
+        dtype, offset, size = weights.stored[name.removeprefix(WEIGHT)]
+        tensor = graph.initializer.add(name=name, data_type=_type(dtype), data_location=TensorProto.EXTERNAL)
         tensor.dims.extend(shape)
         for key, value in (("location", FILE), ("offset", str(offset)), ("length", str(size))):
             tensor.external_data.add(key=key, value=value)
-        if dtype == taken:
-            _rename(graph, WEIGHT + path, path)
-        else:
-            casts.append(helper.make_node("Cast", [path], [WEIGHT + path], name=f"cast:{path}", to=_type(taken)))
+        if dtype != taken:
+            _rename(graph, name, f"{name}/{taken}")
+            casts.append(helper.make_node("Cast", [name], [f"{name}/{taken}"], to=_type(taken)))
     _replace(graph.node, [*casts, *graph.node])
-    _replace(graph.input, rest)
+    _replace(graph.input, [i for i in graph.input if not i.name.startswith(WEIGHT)])
 
 
 def _matrix_products(graph: onnx.GraphProto) -> None:
@@ -66,6 +64,8 @@ def _declare(graph: onnx.GraphProto, job: Job) -> None:
     """Inputs as the signature has them, outputs as jax traces them; sizes that follow from others as expressions."""
     arguments = job.arguments()
     shapes = dict(zip(job.input_names(), arguments, strict=True))
+    rest = [name for name in job.program.signature.inputs if name not in {i.name for i in graph.input}]
+    graph.input.extend(onnx.ValueInfoProto(name=name) for name in rest)  # inputs that nothing reads
     for value in graph.input:
         _set(value, shapes[value.name])
     for value, shape in zip(graph.output, jax.eval_shape(job.flat, *arguments), strict=True):
