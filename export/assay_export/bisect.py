@@ -19,7 +19,7 @@ from assay.exported import Exported, Program, Tensor
 from assay.kinds import Exporter
 from assay.network import make_network
 from assay_export import artifact, weights
-from assay_export.cases import OUTPUT
+from assay_export.cases import OUTPUT, cases
 from assay_export.compare import bound_of, difference
 from assay_export.live import Live
 from assay_export.programs import module_of
@@ -38,7 +38,7 @@ def first_difference(directory: Path, name: str, exporter: Exporter, source: Exp
 def _first(directory: Path, name: str, exporter: Exporter, source: Exported, live: Live) -> str:
     forward = source.program("forward")
     program = Program("forward", _Layers(live), forward.signature)
-    rows = {n: x[: source.dims["batch"].high] if "batch" in source.dims else x[:1] for n, x in source.examples.items()}
+    rows = next(cases(source)).inputs
     here = {path: np.asarray(w) for path, w in source.weights.items()}
     expected = jax.jit(program.function)(here, rows)
     bound = bound_of(w.dtype for w in here.values())

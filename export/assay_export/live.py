@@ -29,7 +29,7 @@ class Live:
     @functools.cached_property
     def module(self) -> Any:
         """The network."""
-        params, frozen, stats = self.variables
+        params, frozen, stats = jax.device_put(self.variables, jax.devices()[0])
         return self.plan.network.merge(params, stats, self.plan.experiment.compute_dtype, frozen)
 
     @functools.cached_property

@@ -56,6 +56,10 @@ def exported(
     if length:
         decoding, further = _decoding(plan, module, shapes, dims, max_length or length)
         programs, notes = [*programs, *decoding], [*notes, *further]
+        if max_length and max_length < length:
+            notes.append(
+                f"rows of the dataset have {length} tokens, more than {max_length}: its metrics are not compared"
+            )
     for program in programs[1:]:
         used |= _read(program.function, shapes, shapes_of(program.signature, dims, PROBE))[1]
     return Exported(

@@ -54,11 +54,15 @@ class ExporterKit(Kit):
         with _artifact(source) as artifact:
             before = {p for p in artifact.rglob("*") if self._name not in p.parts}
             written = self._written(source, artifact)
-            assert {p for p in artifact.rglob("*") if self._name not in p.parts} == before, "it wrote beside its directory"
+            assert {p for p in artifact.rglob("*") if self._name not in p.parts} == before, (
+                "it wrote beside its directory"
+            )
             assert any((artifact / self._name).rglob("*")), "it wrote nothing"
         names = [program.name for program in source.programs]
         assert written.programs, f"it holds none of {', '.join(names)}"
-        assert set(written.programs) <= set(names), f"it holds {', '.join(written.programs)}; there are {', '.join(names)}"
+        assert set(written.programs) <= set(names), (
+            f"it holds {', '.join(written.programs)}; there are {', '.join(names)}"
+        )
 
     @check
     def test_its_facts_are_json(self) -> None:
@@ -137,7 +141,10 @@ class ExporterKit(Kit):
         with _artifact(source) as artifact:
             written = self._written(source, artifact)
             programs = {p.name: _plain(p.signature) for p in source.programs}
-            manifest = {"programs": programs, "dims": {n: {"low": d.low, "high": d.high} for n, d in source.dims.items()}}
+            manifest = {
+                "programs": programs,
+                "dims": {n: {"low": d.low, "high": d.high} for n, d in source.dims.items()},
+            }
             facts = json.loads(json.dumps(written.facts))
             load = runpy.run_path(str(self.plugin().loader()))["load"]
             yield load(artifact, manifest, facts), written
@@ -152,7 +159,9 @@ class ExporterKit(Kit):
             one, two = np.asarray(value, np.float64), np.asarray(expected[name], np.float64)
             if one.shape != two.shape:
                 problems.append(f"{name} has shape {one.shape}, not {two.shape}")
-            elif not np.max(np.abs(one - two), initial=0.0) <= self.tolerance * (np.max(np.abs(two), initial=0.0) or 1.0):
+            elif not np.max(np.abs(one - two), initial=0.0) <= self.tolerance * (
+                np.max(np.abs(two), initial=0.0) or 1.0
+            ):
                 problems.append(f"{name} is off by {np.max(np.abs(one - two)):.1e}")
         return problems
 
@@ -207,7 +216,10 @@ def _artifact(source: Exported) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="assay-exporter-kit-") as place:
         artifact = Path(place)
         (artifact / "weights").mkdir()
-        save_file({path: np.ascontiguousarray(w) for path, w in source.weights.items()}, artifact / "weights/model.safetensors")
+        save_file(
+            {path: np.ascontiguousarray(w) for path, w in source.weights.items()},
+            artifact / "weights/model.safetensors",
+        )
         yield artifact
 
 
