@@ -1,6 +1,6 @@
 """Which layer of an artifact is the first that differs: the model is exported again with every layer's output, and those are compared.
 
-The artifact's own weights are used, so that a wrong weight shows in the layer that has it, and a wrong translation in the layer that it is of.
+The artifact's own weights are used: a wrong weight shows in the layer that has it, a wrong translation in the one that it is of.
 """
 
 import contextlib
@@ -83,11 +83,11 @@ def _captured(module: Any, found: dict[str, Any]) -> Iterator[None]:
     before = {cls: cls.__dict__["__call__"] for cls in {type(node) for _, node in nodes} if "__call__" in cls.__dict__}
     try:
         for cls, call in before.items():
-            cls.__call__ = _noting(call, names, found)
+            type.__setattr__(cls, "__call__", _noting(call, names, found))
         yield
     finally:
         for cls, call in before.items():
-            cls.__call__ = call
+            type.__setattr__(cls, "__call__", call)
 
 
 def _noting(call: Any, names: Mapping[int, str], found: dict[str, Any]) -> Any:

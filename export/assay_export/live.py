@@ -89,6 +89,5 @@ class Live:
         return values_of(e, merged), count
 
     def _merged(self, a: Any, b: Any) -> Any:
-        merge = {str(i): m.merge for i, m in enumerate(self.plan.experiment.metrics)}
-        sums = lambda x, y: {k: x[k] + y[k] for k in x}
-        return {name: merge.get(name, sums)(a[name], b[name]) for name in a}
+        loss = {"loss": {k: a["loss"][k] + b["loss"][k] for k in a["loss"]}}
+        return loss | {str(i): m.merge(a[str(i)], b[str(i)]) for i, m in enumerate(self.plan.experiment.metrics)}

@@ -38,7 +38,8 @@ def exported(
 ) -> Exported:
     """What is exported of a checkpoint.
 
-    variables: (params, frozen, stats) that evaluation uses. examples: rows of the evaluation split, as the objective shows them to the network.
+    variables: (params, frozen, stats) that evaluation uses. examples: rows of the evaluation split, as the objective shows them to the
+    network.
     max_batch: bound of "batch". max_length: bound of "seq" and "cache", None for the dataset's row length.
     Raises ExportError for a network that cannot be traced, naming the operation.
     """

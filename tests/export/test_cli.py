@@ -87,7 +87,10 @@ def test_it_is_verified_predicted_and_refreshed(made, tmp_path, capsys) -> None:
     assert files(made) == before
     assert main(["artifact", "verify", str(tmp_path / "new")]) == 0
     # The generated file, on its own: no Assay is imported, nothing is left behind.
-    code = "import sys, runpy; sys.argv[0] = sys.argv[1]; runpy.run_path(sys.argv.pop(1), run_name='__main__'); assert not [m for m in sys.modules if m.startswith('assay')]"
+    code = (
+        "import sys, runpy; runpy.run_path(sys.argv.pop(1), run_name='__main__'); "
+        "assert not [m for m in sys.modules if m.startswith('assay')]"
+    )
     words = ["forward", "--input", tmp_path / "in.npz", "--output", tmp_path / "alone.npz"]
     subprocess.run([sys.executable, "-I", "-c", code, made / "run.py", *words], check=True, cwd=tmp_path)
     with np.load(tmp_path / "alone.npz") as arrays:
