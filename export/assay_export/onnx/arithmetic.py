@@ -42,10 +42,12 @@ def sort(equation: Any, operands: list[Any]) -> list[Any] | None:
         return None
     moved = [jnp.moveaxis(x, axis, -1) for x in operands]
     key, other = moved[0][..., None, :], moved[0][..., :, None]
-    index = lax.iota(jnp.int32, size)
-    before = _less(key, other) | (~_less(other, key) & (index[None, :] < index[:, None]))
+    rows = tuple(range(moved[0].ndim - 1))
+    index = jnp.expand_dims(lax.iota(jnp.int32, size), (*rows, -2))  # as wide as `key`
+    earlier = index < jnp.swapaxes(index, -1, -2)
+    before = _less(key, other) | (~_less(other, key) & earlier)
     rank = before.astype(jnp.int32).sum(-1)
-    at = (rank[..., None, :] == index[:, None]).astype(jnp.int32)  # [..., place, item]
+    at = (rank[..., None, :] == jnp.swapaxes(index, -1, -2)).astype(jnp.int32)  # [..., place, item]
     order = (at * index).sum(-1)
     return [jnp.moveaxis(jnp.take_along_axis(x, order, -1, mode="clip"), -1, axis) for x in moved]
 
@@ -61,9 +63,9 @@ def product(equation: Any, operands: list[Any]) -> list[Any] | None:
     """Products of small integers, which onnxruntime has only for int32."""
     if operands[0].dtype not in (jnp.int8, jnp.uint8, jnp.int16):
         return None
-    wide = [x.astype(jnp.int32) for x in operands]
+    a, b = (x.astype(jnp.int32) for x in operands)
     numbers, out = equation.params["dimension_numbers"], equation.outvars[0].aval.dtype
-    return [lax.dot_general(*wide, numbers, preferred_element_type=jnp.int32).astype(out)]
+    return [lax.dot_general(a, b, numbers, preferred_element_type=jnp.int32).astype(out)]
 
 
 def grouped_product(equation: Any, operands: list[Any]) -> list[Any] | None:
@@ -78,5 +80,3 @@ def grouped_product(equation: Any, operands: list[Any]) -> list[Any] | None:
     mine = (row[None] < ends[:, None]) & (row[None] >= (ends - sizes)[:, None])
     each = jnp.einsum("mk,gkn->gmn", rows, matrices)
     return [jnp.where(mine[..., None], each, 0).sum(0).astype(rows.dtype)]
-
-

@@ -43,7 +43,9 @@ def check(file: Path, job: Job, weights: Arrays, tolerance: float) -> float:
                 raise Wrong(f"output {name} at {sizes} {error}") from error
             worst = max(worst, difference)
             if difference > tolerance:
-                raise Wrong(f"output {name} at {sizes} is off by {difference:.1e} of its largest, more than {tolerance:.0e}")
+                raise Wrong(
+                    f"output {name} at {sizes} is off by {difference:.1e} of its largest, more than {tolerance:.0e}"
+                )
     return worst
 
 
@@ -104,7 +106,7 @@ def _draw(tensor: Tensor, sizes: Mapping[str, int], rng: np.random.Generator) ->
     if jnp.issubdtype(dtype, jnp.integer):
         below = sizes[tensor.below] if isinstance(tensor.below, str) else tensor.below
         return rng.integers(0, below or 2, shape).astype(dtype)
-    if dtype == bool:
+    if dtype == jnp.bool_:
         return rng.random(shape) < 0.5
     return rng.normal(size=shape).astype(dtype)
 
@@ -120,7 +122,8 @@ def compare(got: np.ndarray, want: np.ndarray) -> float:
         raise Wrong("is not a number where it should be one, or the reverse")
     same = (a == b) | np.isnan(a)
     scale = np.max(np.abs(b[np.isfinite(b)]), initial=0.0)
-    worst = np.max(np.abs(np.where(same, 0.0, a - b)))
+    with np.errstate(invalid="ignore"):
+        worst = np.max(np.abs(np.where(same, 0.0, a - b)))
     if not jnp.issubdtype(want.dtype, jnp.floating):
         return float(worst)
     return float(worst / scale) if scale else float(worst)

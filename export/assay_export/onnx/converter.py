@@ -66,10 +66,14 @@ class Converter:
         said = self._log.read().decode(errors="replace").strip().splitlines()
         last = said[-1] if said else f"status {self._process.wait()}"
         missing = "No module named 'jax2onnx'" in last
-        raise ExportError(f"exporting to ONNX needs jax2onnx: {ADVICE}" if missing else f"the converter to ONNX ended: {last}")
+        raise ExportError(
+            f"exporting to ONNX needs jax2onnx: {ADVICE}" if missing else f"the converter to ONNX ended: {last}"
+        )
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()

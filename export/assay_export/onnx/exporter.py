@@ -89,6 +89,8 @@ def _metadata(source: Exported, weights: Path) -> dict[str, str]:
     """What the files say of themselves."""
     with weights.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    lineage = {f"assay.{key}": v if isinstance(v, str) else json.dumps(v, default=str) for key, v in source.lineage.items()}
+    lineage = {
+        f"assay.{key}": v if isinstance(v, str) else json.dumps(v, default=str) for key, v in source.lineage.items()
+    }
     bounds = {name: [dim.low, dim.high] for name, dim in source.dims.items()}
     return {**lineage, "assay.dims": json.dumps(bounds), "assay.weights_sha256": digest}

@@ -8,7 +8,12 @@ def load(artifact: Any, manifest: Any, facts: Any) -> Any:
     import numpy
     import onnxruntime
 
-    dtypes = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(int32)": "int32", "tensor(int64)": "int64"}
+    dtypes = {
+        "tensor(float)": "float32",
+        "tensor(float16)": "float16",
+        "tensor(int32)": "int32",
+        "tensor(int64)": "int64",
+    }
     sessions: dict[str, Any] = {}
 
     def session(name: str) -> Any:

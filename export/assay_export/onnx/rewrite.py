@@ -2,10 +2,12 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
+from types import MappingProxyType
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
 from jax._src import source_info_util
 from jax.extend.core import Literal
@@ -21,7 +23,7 @@ class Unsupported(ExportError):
         self.operation = operation
 
 
-DTYPES: ContextVar[Mapping[Any, Any]] = ContextVar("DTYPES", default={})
+DTYPES: ContextVar[Mapping[Any, Any]] = ContextVar("DTYPES", default=MappingProxyType({}))
 """Dtypes that become others while a jaxpr is evaluated: numbers in it, parameters, results."""
 
 
@@ -32,7 +34,9 @@ def rewritten(closed: Any) -> Callable[..., list[Any]]:
 
 def evaluate(jaxpr: Any, consts: Sequence[Any], *arguments: Any) -> list[Any]:
     """What the jaxpr returns; equations of which nothing is used are left out."""
-    values: dict[Any, Any] = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*map(constant, consts), *arguments], strict=True))
+    values: dict[Any, Any] = dict(
+        zip([*jaxpr.constvars, *jaxpr.invars], [*map(constant, consts), *arguments], strict=True)
+    )
 
     def read(atom: Any) -> Any:
         return constant(atom.val) if isinstance(atom, Literal) else values[atom]
@@ -65,7 +69,7 @@ def apply(equation: Any, operands: list[Any]) -> list[Any]:
 
 def bind(equation: Any, operands: list[Any]) -> list[Any]:
     """The results of the equation's own primitive."""
-    if any(jnp.issubdtype(getattr(v.aval, "dtype", None), jnp.complexfloating) for v in equation.outvars):
+    if any(hasattr(v.aval, "dtype") and jnp.issubdtype(v.aval.dtype, jnp.complexfloating) for v in equation.outvars):
         name = equation.primitive.name
         raise Unsupported(name, f"operation {name} ({where(equation)}): ONNX runtimes have no complex numbers")
     params = {name: retyped(value) for name, value in equation.params.items()}
@@ -92,7 +96,7 @@ def constant(value: Any) -> Any:
     new = DTYPES.get().get(getattr(value, "dtype", None)) if not isinstance(value, jax.core.Tracer) else None
     if new is None:
         return value
-    most = float(jnp.finfo(new).max)
+    most = float(ml_dtypes.finfo(new).max)
     return jnp.clip(jnp.asarray(value, jnp.float32), -most, most).astype(new)
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 from jax import lax
 
-from assay_export.onnx import arithmetic, windows
+from assay_export.onnx import arithmetic, indexing, windows
 from assay_export.onnx.rewrite import Unsupported, evaluate, retyped_shape, rewritten, where
 
 Rule = Callable[[Any, list[Any]], list[Any] | None]
@@ -61,8 +61,29 @@ def refuse(reason: str) -> Rule:
     return rule
 
 
-CALLS = ("jit", "pjit", "closed_call", "core_call", "custom_jvp_call", "custom_vjp_call", "checkpoint", "remat2", "remat")
-RANDOM = ("random_bits", "random_seed", "random_wrap", "random_unwrap", "random_fold_in", "random_split", "threefry2x32", "rng_bit_generator", "rng_uniform", "random_gamma")
+CALLS = (
+    "jit",
+    "pjit",
+    "closed_call",
+    "core_call",
+    "custom_jvp_call",
+    "custom_vjp_call",
+    "checkpoint",
+    "remat2",
+    "remat",
+)
+RANDOM = (
+    "random_bits",
+    "random_seed",
+    "random_wrap",
+    "random_unwrap",
+    "random_fold_in",
+    "random_split",
+    "threefry2x32",
+    "rng_bit_generator",
+    "rng_uniform",
+    "random_gamma",
+)
 RULES: dict[str, Rule] = {
     **dict.fromkeys(CALLS, inline),
     **dict.fromkeys(RANDOM, refuse("ONNX has no reproducible random numbers; draw them outside and pass them in")),
@@ -74,6 +95,7 @@ RULES: dict[str, Rule] = {
     "reduce_window_max": windows.pooling,
     "reduce_window_sum": windows.pooling,
     "select_n": arithmetic.select,
+    **dict.fromkeys(indexing.METHODS, indexing.scatter),
     "rem": arithmetic.remainder,
     "shift_left": arithmetic.shift,
     "shift_right_arithmetic": arithmetic.shift,

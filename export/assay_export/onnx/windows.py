@@ -4,6 +4,7 @@ import functools
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 MOST = 128
@@ -87,9 +88,7 @@ def _pooled(x: Any, axis: int, size: int, stride: int, count: Any, combine: Any)
     """One axis after another: the window is a box."""
     if size == 1 and stride == 1:
         return x
-    slices = [
-        lax.slice_in_dim(x, start, start + (count - 1) * stride + 1, stride, axis=axis) for start in range(size)
-    ]
+    slices = [lax.slice_in_dim(x, start, start + (count - 1) * stride + 1, stride, axis=axis) for start in range(size)]
     return functools.reduce(combine, slices)
 
 
@@ -100,7 +99,7 @@ def _simple(p: Any) -> bool:
 
 
 def _least(dtype: Any) -> Any:
-    return -jnp.inf if jnp.issubdtype(dtype, jnp.floating) else jnp.iinfo(dtype).min
+    return -jnp.inf if jnp.issubdtype(dtype, jnp.floating) else np.iinfo(dtype).min
 
 
 def _static(sizes: Any) -> bool:

@@ -15,7 +15,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, TextIO
 
-UNUSED = tuple(f"jax2onnx.plugins.{name}" for name in ("examples", "equinox", "dm_pix", "flax.linen", "flax.test_utils"))
+UNUSED = tuple(
+    f"jax2onnx.plugins.{name}" for name in ("examples", "equinox", "dm_pix", "flax.linen", "flax.test_utils")
+)
 """Plugins of libraries that Assay does not use."""
 LATE = tuple(
     f"jax2onnx.plugins.jax.{name}"
@@ -142,7 +144,7 @@ def _operation(trace: TracebackType | None) -> str | None:
     """The primitive that was being converted, from the frames of the failure."""
     found = None
     while trace is not None:
-        equation = trace.tb_frame.f_locals.get("eqn")
+        equation: Any = trace.tb_frame.f_locals.get("eqn")
         found = equation.primitive.name if hasattr(equation, "primitive") else found
         trace = trace.tb_next
     return found

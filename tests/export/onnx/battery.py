@@ -123,7 +123,13 @@ def swiglu(w: Any, x: Any) -> dict[str, Any]:
 
 module_program(
     "mlp_batchnorm_dropout",
-    lambda r: nnx.Sequential(nnx.Linear(8, 16, rngs=r), nnx.BatchNorm(16, rngs=r), nnx.relu, nnx.Dropout(0.1, rngs=r), nnx.Linear(16, 3, rngs=r)),
+    lambda r: nnx.Sequential(
+        nnx.Linear(8, 16, rngs=r),
+        nnx.BatchNorm(16, rngs=r),
+        nnx.relu,
+        nnx.Dropout(0.1, rngs=r),
+        nnx.Linear(16, 3, rngs=r),
+    ),
     X,
     DB,
 )
@@ -286,7 +292,9 @@ def library_attention(w: Any, x: Any) -> dict[str, Any]:
 def rope(w: Any, x: Any) -> dict[str, Any]:
     angles = jnp.arange(x.shape[1], dtype=jnp.float32)[:, None] * (10_000.0 ** (-jnp.arange(8) / 8))
     a, b = jnp.split(x, 2, -1)
-    return {"y": jnp.concatenate([a * jnp.cos(angles) - b * jnp.sin(angles), b * jnp.cos(angles) + a * jnp.sin(angles)], -1)}
+    return {
+        "y": jnp.concatenate([a * jnp.cos(angles) - b * jnp.sin(angles), b * jnp.cos(angles) + a * jnp.sin(angles)], -1)
+    }
 
 
 @program(TOKENS, DBS, {"embed": (64, 16), **ATTENTION})
@@ -529,8 +537,11 @@ def cholesky(w: Any, x: Any) -> dict[str, Any]:
 module_program(
     "unet_block",
     lambda r: nnx.Sequential(
-        nnx.Conv(4, 8, (3, 3), rngs=r), nnx.GroupNorm(8, num_groups=2, rngs=r), nnx.silu,
-        nnx.Conv(8, 8, (3, 3), (2, 2), rngs=r), nnx.ConvTranspose(8, 4, (3, 3), (2, 2), rngs=r),
+        nnx.Conv(4, 8, (3, 3), rngs=r),
+        nnx.GroupNorm(8, num_groups=2, rngs=r),
+        nnx.silu,
+        nnx.Conv(8, 8, (3, 3), (2, 2), rngs=r),
+        nnx.ConvTranspose(8, 4, (3, 3), (2, 2), rngs=r),
     ),
     {"x": Tensor(("batch", 8, 8, 4), F32)},
     DB,
@@ -543,6 +554,7 @@ module_program(
 )
 
 # Numbers
+
 
 @program(X, DB, {"w": (8, 8)})
 def weights_in_int8(w: Any, x: Any) -> dict[str, Any]:
@@ -563,7 +575,13 @@ def real_fft(w: Any, x: Any) -> dict[str, Any]:
 
 @program(X, DB)
 def special_functions(w: Any, x: Any) -> dict[str, Any]:
-    return {"y": jax.scipy.special.erf(x) + jnp.expm1(x) + jnp.log1p(jnp.abs(x)) + jnp.logaddexp(x, 1.0) + jnp.sign(x) * jnp.arctan2(x, 2.0)}
+    return {
+        "y": jax.scipy.special.erf(x)
+        + jnp.expm1(x)
+        + jnp.log1p(jnp.abs(x))
+        + jnp.logaddexp(x, 1.0)
+        + jnp.sign(x) * jnp.arctan2(x, 2.0)
+    }
 
 
 @program(X, DB)

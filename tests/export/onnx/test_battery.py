@@ -34,7 +34,8 @@ class Result:
 
 @pytest.fixture(scope="module")
 def results(converter: Converter) -> dict[str, Result]:
-    return {name: result(case, converter) for name, case in CASES.items()}
+    with jax.numpy_rank_promotion("allow"):  # as users write programs
+        return {name: result(case, converter) for name, case in CASES.items()}
 
 
 def result(case: Case, converter: Converter) -> Result:

@@ -19,8 +19,6 @@ from assay_export.runners import Process, opened
 from ..conftest import FAMILIES, Model, made
 
 ROOT = Path(__file__).parents[3]
-LEFT_OUT: dict[str, str] = {}
-"""Families that ONNX cannot say -> the operation in the way."""
 
 
 @pytest.mark.slow
@@ -74,12 +72,18 @@ def test_it_runs_where_there_is_only_onnxruntime(tmp_path: Path) -> None:
     place = written(made("mlp"), tmp_path / "artifact")
     subprocess.run([sys.executable, "-m", "venv", tmp_path / "clean"], check=True)
     python = tmp_path / "clean/bin/python"
-    locked = [line.split()[0] for line in (ROOT / "requirements.lock").read_text().splitlines() if line.startswith("onnxruntime==")]
-    subprocess.run(["uv", "pip", "install", "--quiet", "--python", python, *locked, f"numpy=={np.__version__}"], check=True)
+    locked = [
+        line.split()[0]
+        for line in (ROOT / "requirements.lock").read_text().splitlines()
+        if line.startswith("onnxruntime==")
+    ]
+    subprocess.run(
+        ["uv", "pip", "install", "--quiet", "--python", python, *locked, f"numpy=={np.__version__}"], check=True
+    )
     for absent in ("jax", "assay", "onnx"):
         assert subprocess.run([python, "-I", "-c", f"import {absent}"], capture_output=True).returncode == 1
     model = made("mlp")
-    inputs = {name: rows for name, rows in model.source.examples.items()}
+    inputs = dict(model.source.examples)
     expected = model.source.program("forward").function(dict(model.source.weights), inputs)["output"]
     with Process(place, "onnx", ONNX(), python=str(python)) as run:
         found = run("forward", inputs)["output"]
@@ -96,6 +100,8 @@ def test_other_dtypes_keep_their_bounds(dtype: str, stored: str, tmp_path: Path)
     assert {onnx.TensorProto.DataType.Name(i.data_type) for i in external} == {stored}
     runner = opened(place, "onnx", ONNX())
     tokens = np.arange(5, dtype=np.int32)[None]
-    expected = np.asarray(model.source.program("forward").function(dict(model.source.weights), {"inputs": tokens})["output"])
+    expected = np.asarray(
+        model.source.program("forward").function(dict(model.source.weights), {"inputs": tokens})["output"]
+    )
     found = runner("forward", {"inputs": tokens})["output"].astype(np.float32)
     assert 1e-5 < np.abs(found - expected).max() / np.abs(expected).max() < 2e-2

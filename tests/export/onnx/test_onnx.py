@@ -67,11 +67,16 @@ def shifts(x):
     return (i >> 2) + (i << 1) + lax.rem(i, 7)
 
 
+def rows(x):
+    index = jnp.array([[0, 1, 1], [3, 2, 4], [0, 0, 0], [1, 9, 3], [2, 2, 2], [3, 1, 0]])  # 4 and 9 are dropped
+    return jax.vmap(lambda row, i: row.at[i].add(row[:3]).at[i].max(1.5))(x, index)
+
+
 def masks(x):
     return jnp.where(x > 0, x > 1, x < -1)
 
 
-@pytest.mark.parametrize("function", [switch, pool, average, interior, grouped, shifts, masks])
+@pytest.mark.parametrize("function", [switch, pool, average, interior, grouped, shifts, rows, masks])
 def test_rewriting_changes_no_number(function) -> None:
     x = np.random.default_rng(0).normal(size=(6, 4)).astype(np.float32)
     (found,) = rewritten(jax.make_jaxpr(function)(x))(x)
@@ -181,7 +186,7 @@ def test_weights_lie_in_one_file_by_name(tmp_path: Path) -> None:
 
 def test_a_program_becomes_a_file_that_says_what_it_is(converter: Converter, tmp_path: Path) -> None:
     def function(weights, inputs):
-        return {"x": jnp.tanh(inputs["x"] @ weights["dense/kernel"] + weights["dense/bias"])}
+        return {"x": jnp.tanh(inputs["x"] @ weights["dense/kernel"] + weights["dense/bias"][None])}
 
     values = {"dense/kernel": np.eye(4, dtype=np.float32), "dense/bias": np.ones(4, np.float32)}
     weights = stored.write(values, tmp_path, computed="float32", kept="float32")
