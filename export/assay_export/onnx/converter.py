@@ -34,6 +34,7 @@ class Converter:
         try:
             self._process = subprocess.Popen(command, text=True, env=environment, **pipes)
         except OSError as error:
+            self._log.close()
             raise ExportError(f"{PYTHON_VARIABLE} = {python!r} cannot be run: {error.strerror}. {ADVICE}") from error
         try:
             self.version: str = self._answer()["version"]

@@ -7,7 +7,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import ml_dtypes
 import numpy as np
 from jax._src import source_info_util
 from jax.extend.core import Literal
@@ -96,7 +95,7 @@ def constant(value: Any) -> Any:
     new = DTYPES.get().get(getattr(value, "dtype", None)) if not isinstance(value, jax.core.Tracer) else None
     if new is None:
         return value
-    most = float(ml_dtypes.finfo(new).max)
+    most = float(np.finfo(new).max)
     return jnp.clip(jnp.asarray(value, jnp.float32), -most, most).astype(new)
 
 
