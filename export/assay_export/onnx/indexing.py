@@ -1,8 +1,9 @@
-"""Rules for scattering by row of a batch, as vmapped segment sums do."""
+"""Rules for reading and writing by index: what jax does with indices out of range, and rows of a batch with indices of their own."""
 
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 
@@ -37,3 +38,34 @@ def _by_row(numbers: Any, x: Any, indices: Any, updates: Any) -> bool:
     along = tuple(numbers.inserted_window_dims) == (1,) == tuple(numbers.scatter_dims_to_operand_dims)
     windows = tuple(numbers.update_window_dims) == tuple(range(2, updates.ndim))
     return batched and along and windows and indices.ndim == 3 and updates.ndim == x.ndim
+
+
+def gather(equation: Any, operands: list[Any]) -> list[Any] | None:
+    """Indices moved into range first, for onnxruntime refuses others; what they select is replaced where jax fills."""
+    p = dict(equation.params)
+    mode = lax.GatherScatterMode.from_any(p["mode"])
+    if mode not in (lax.GatherScatterMode.CLIP, lax.GatherScatterMode.FILL_OR_DROP):
+        return None
+    x, indices = operands
+    axes = p["dimension_numbers"].start_index_map
+    last = [jnp.asarray(x.shape[axis] - p["slice_sizes"][axis], indices.dtype) for axis in axes]
+    limit = jnp.expand_dims(jnp.stack(last), tuple(range(indices.ndim - 1)))
+    p["mode"] = lax.GatherScatterMode.PROMISE_IN_BOUNDS
+    found = equation.primitive.bind(x, jnp.minimum(jnp.maximum(indices, 0), limit), **p)
+    if mode is lax.GatherScatterMode.CLIP:
+        return [found]
+    valid = ((indices >= 0) & (indices <= limit)).all(-1)
+    batch = [d for d in range(found.ndim) if d not in p["dimension_numbers"].offset_dims]
+    mask = lax.broadcast_in_dim(valid, found.shape, batch)
+    return [jnp.where(mask, found, _filling(p["fill_value"], found.dtype))]
+
+
+def _filling(value: Any, dtype: Any) -> Any:
+    """What jax puts in place of a row that is not there (jax.lax.GatherScatterMode)."""
+    if value is not None:
+        return jnp.asarray(value, dtype)
+    if jnp.issubdtype(dtype, jnp.inexact):
+        return jnp.asarray(jnp.nan, dtype)
+    if dtype == jnp.bool_:
+        return jnp.asarray(True)
+    return jnp.asarray(np.iinfo(dtype).min if jnp.issubdtype(dtype, jnp.signedinteger) else np.iinfo(dtype).max, dtype)

@@ -96,6 +96,7 @@ RULES: dict[str, Rule] = {
     "reduce_window_sum": windows.pooling,
     "select_n": arithmetic.select,
     **dict.fromkeys(indexing.METHODS, indexing.scatter),
+    "gather": indexing.gather,
     "rem": arithmetic.remainder,
     "shift_left": arithmetic.shift,
     "shift_right_arithmetic": arithmetic.shift,
