@@ -61,6 +61,8 @@ def convert(
             answer = converter.convert(pickled, route, raw)
             if answer:
                 refusals.append(answer)
+                if answer.get("final"):
+                    break
                 continue
             try:
                 model = passes.finished(onnx.load_model(raw), job, weights, metadata)

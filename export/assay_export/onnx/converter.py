@@ -17,6 +17,9 @@ ADVICE = (
     f"or set {PYTHON_VARIABLE} to a Python of the same version that has jax2onnx, jax and flax"
 )
 
+SETTINGS = {"JAX_PLATFORMS": "cpu", "JAX_NUMPY_RANK_PROMOTION": "allow", "PYTHONWARNINGS": "ignore"}
+"""Of the subprocess: jax2onnx's own functions promote ranks and warn."""
+
 
 class Converter:
     """A subprocess that converts jobs one after another; a context manager.
@@ -27,7 +30,7 @@ class Converter:
     def __init__(self) -> None:
         python = os.environ.get(PYTHON_VARIABLE, sys.executable)
         path = os.pathsep.join(entry for entry in sys.path if entry)
-        environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": path, "PYTHONWARNINGS": "ignore"}
+        environment = {**os.environ, **SETTINGS, "PYTHONPATH": path}
         command = [python, "-m", "assay_export.onnx.worker"]
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 - closed when the process ends
         pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": self._log}

@@ -26,7 +26,7 @@ def finished(model: onnx.ModelProto, job: Job, weights: Weights, metadata: Mappi
 
 def _initializers(graph: onnx.GraphProto, weights: Weights) -> None:
     """Inputs "weights/PATH" become initializers of that name, in the file of weights; those kept in another dtype are cast."""
-    used = {name for node in _nodes(graph) for name in node.input}
+    used = {name for node in _nodes(graph) for name in node.input} | _results(graph)
     names = [i.name for i in graph.input if i.name.startswith(WEIGHT)]
     casts = []
     for name in [n for n in names if n in used]:
@@ -78,19 +78,28 @@ def _set(value: onnx.ValueInfoProto, shape: jax.ShapeDtypeStruct) -> None:
 
 
 def _drop_unused(graph: onnx.GraphProto) -> None:
-    used = {name for node in _nodes(graph) for name in node.input} | {o.name for o in graph.output}
+    """Initializers that nothing reads, also of the graphs within."""
+    used = {name for node in _nodes(graph) for name in node.input} | _results(graph)
     _replace(graph.initializer, [i for i in graph.initializer if i.name in used])
+    for node in graph.node:
+        for inner in _within(node):
+            _drop_unused(inner)
 
 
 def _nodes(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
     """Those of the graph and of the graphs within."""
-    found = []
-    for node in graph.node:
-        found.append(node)
-        for attribute in node.attribute:
-            if attribute.type == onnx.AttributeProto.GRAPH:
-                found += _nodes(attribute.g)
-    return found
+    return [n for node in graph.node for n in (node, *(m for inner in _within(node) for m in _nodes(inner)))]
+
+
+def _results(graph: onnx.GraphProto) -> set[str]:
+    """The names of what the graph, and those within, give."""
+    inner = (_results(g) for node in graph.node for g in _within(node))
+    return {o.name for o in graph.output}.union(*inner)
+
+
+def _within(node: onnx.NodeProto) -> list[onnx.GraphProto]:
+    """The bodies of a loop or a condition."""
+    return [a.g for a in node.attribute if a.type == onnx.AttributeProto.GRAPH]
 
 
 def _rename(graph: onnx.GraphProto, old: str, new: str) -> None:

@@ -1,7 +1,7 @@
 """The converter's side of a subprocess: jax2onnx leaves jax patched, so every conversion happens in a fork that ends with it.
 
 Started as `python -m assay_export.onnx.worker` by assay_export.onnx.converter. Reads one line of JSON for each conversion,
-{"job": path, "route": name, "model": path}, and answers with one: {} or {"error": text, "operation": name or null}.
+{"job": path, "route": name, "model": path}, and answers with one: {}, or {"error": text, "operation": name or null} and, where no other route need be tried, "final".
 """
 
 import importlib
@@ -132,7 +132,7 @@ def _convert(request: dict[str, Any]) -> dict[str, Any]:
         Path(request["model"]).write_bytes(model.SerializeToString())
         return {}
     except Unsupported as error:
-        return {"error": str(error), "operation": error.operation}
+        return {"error": str(error), "operation": error.operation, "final": True}
     except BaseException as error:
         if os.environ.get("ASSAY_ONNX_TRACE"):
             traceback.print_exc()
