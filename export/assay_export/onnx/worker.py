@@ -1,7 +1,8 @@
 """The converter's side of a subprocess: jax2onnx leaves jax patched, so every conversion happens in a fork that ends with it.
 
 Started as `python -m assay_export.onnx.worker` by assay_export.onnx.converter. Reads one line of JSON for each conversion,
-{"job": path, "route": name, "model": path}, and answers with one: {}, or {"error": text, "operation": name or null} and, where no other route need be tried, "final".
+{"job": path, "route": name, "model": path}, and answers with one: {}, or {"error": text, "operation": name or null}
+and, where no other route need be tried, "final".
 """
 
 import importlib
