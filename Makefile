@@ -35,11 +35,12 @@ parity: $(VENV)/.ready $(PARITY)/.ready  ## imported weights against the transfo
 sass: $(SASS)/.ready  ## kernels compiled for an H200, without one
 	JAX_PLATFORMS=cpu PYTHONPATH=kernels $(SASS)/bin/python -m pytest --noconftest -n 2 tests/kernels/sass $(PYTEST_ARGS)
 
-$(VENV)/.ready: requirements.lock pyproject.toml
+$(VENV)/.ready: requirements.lock export/jax2onnx.lock pyproject.toml
 	@test -n "$(PYTHON)" || { echo "Assay needs Python 3.11 or 3.12, and found neither; set PYTHON=/path/to/python" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
 	$(BIN)/uv pip sync --quiet --compile-bytecode --python $(BIN)/python --require-hashes requirements.lock
+	$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python --no-deps --require-hashes --requirements export/jax2onnx.lock
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
 	touch $@
 
@@ -61,6 +62,8 @@ lock:  ## resolve the dependencies again, for Python 3.11 and 3.12
 		--no-emit-index-url --no-emit-find-links --custom-compile-command 'make lock' --output-file tests/parity/requirements.lock
 	$(BIN)/uv pip compile tests/kernels/sass/requirements.in --universal --python-version 3.11 --generate-hashes \
 		--no-emit-index-url --no-emit-find-links --custom-compile-command 'make lock' --output-file tests/kernels/sass/requirements.lock
+	echo 'jax2onnx==0.17.1' | $(BIN)/uv pip compile - --no-deps --python-version 3.11 --generate-hashes --no-annotate \
+		--no-emit-index-url --no-emit-find-links --custom-compile-command 'make lock' --output-file export/jax2onnx.lock
 
 clean:
 	rm -rf $(VENV) $(PARITY) $(SASS)

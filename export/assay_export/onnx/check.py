@@ -1,0 +1,129 @@
+"""What a converted graph must pass: the checker, the shapes that it declares, and the program's own numbers at many sizes."""
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from assay.exported import Dim, Signature, Tensor
+from assay_export.onnx.job import Job
+
+Arrays = dict[str, np.ndarray]
+
+
+class Wrong(Exception):
+    """A graph that does not compute the program. operation: the one in the way, where it is known."""
+
+    def __init__(self, message: str, operation: str | None = None) -> None:
+        super().__init__(message)
+        self.operation = operation
+
+
+def check(file: Path, job: Job, weights: Arrays, tolerance: float) -> float:
+    """The largest difference from jax over the corners of the dims. Raises Wrong for one above the tolerance, and for anything invalid."""
+    session = _session(file)
+    signature, worst = job.program.signature, 0.0
+    function = jax.jit(job.program.function)
+    for number, sizes in enumerate(corners(signature, job.dims)):
+        inputs = drawn(signature.inputs, sizes, np.random.default_rng(number))
+        expected = {name: np.asarray(x) for name, x in function(weights, inputs).items()}
+        try:
+            found = session.run(None, {i.name: inputs[i.name] for i in session.get_inputs()})
+        except Exception as error:
+            raise Wrong(f"onnxruntime at {sizes}: {_first_line(error)}", _node(error)) from error
+        for output, name, got in zip(session.get_outputs(), job.outputs, found, strict=True):
+            try:
+                _declared(output.shape, expected[name].shape, sizes)
+                difference = compare(got, expected[name])
+            except Wrong as error:
+                raise Wrong(f"output {name} at {sizes} {error}") from error
+            worst = max(worst, difference)
+            if difference > tolerance:
+                raise Wrong(
+                    f"output {name} at {sizes} is off by {difference:.1e} of its largest, more than {tolerance:.0e}"
+                )
+    return worst
+
+
+def _session(file: Path) -> Any:
+    """A session on the CPU, of a file that the checker accepts."""
+    import onnx
+    import onnxruntime
+
+    try:
+        onnx.checker.check_model(str(file), full_check=True)
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        return onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+    except Exception as error:
+        raise Wrong(_first_line(error), _node(error)) from error
+
+
+def _declared(declared: Sequence[Any], real: tuple[int, ...], sizes: Mapping[str, int]) -> None:
+    """Raise Wrong where a size of the file's is another one. Expressions of dims are jax's own and are not worked out."""
+    for one, other in zip(declared, real, strict=True):
+        size = sizes.get(one, other) if isinstance(one, str) else one
+        if size != other:
+            raise Wrong(f"is declared {list(declared)}, and has the shape {list(real)}")
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+
+
+def _node(error: Exception) -> str | None:
+    """The operation that the checker or onnxruntime names."""
+    found = re.search(r"op_type:(\w+)|implementation for (\w+)|running (\w+) node", str(error))
+    return next((group for group in found.groups() if group), None) if found else None
+
+
+def corners(signature: Signature, dims: Mapping[str, Dim]) -> list[dict[str, int]]:
+    """Sizes that take in every corner of every dim, few of them: the smallest and the largest of all together come first."""
+    possible = list(signature.sizes(dims))
+    chosen: list[dict[str, int]] = []
+    missing = {item for sizes in possible for item in sizes.items()}
+    for sizes in [possible[0], possible[-1]]:
+        chosen.append(sizes)
+        missing -= set(sizes.items())
+    while missing:
+        best = max(possible, key=lambda sizes: len(missing & set(sizes.items())))
+        chosen.append(best)
+        missing -= set(best.items())
+    return [sizes for i, sizes in enumerate(chosen) if sizes not in chosen[:i]]
+
+
+def drawn(inputs: Mapping[str, Tensor], sizes: Mapping[str, int], rng: np.random.Generator) -> Arrays:
+    """Random inputs: normal, integers in [0, below), coin flips."""
+    return {name: _draw(tensor, sizes, rng) for name, tensor in inputs.items()}
+
+
+def _draw(tensor: Tensor, sizes: Mapping[str, int], rng: np.random.Generator) -> np.ndarray:
+    shape, dtype = tensor.at(sizes), jnp.dtype(tensor.dtype)
+    if jnp.issubdtype(dtype, jnp.integer):
+        below = sizes[tensor.below] if isinstance(tensor.below, str) else tensor.below
+        return rng.integers(0, below or 2, shape).astype(dtype)
+    if dtype == jnp.bool_:
+        return rng.random(shape) < 0.5
+    return rng.normal(size=shape).astype(dtype)
+
+
+def compare(got: np.ndarray, want: np.ndarray) -> float:
+    """max |got - want| relative to max |want|; exact for integers. Raises Wrong where shape, dtype or not-numbers differ."""
+    if got.shape != want.shape or got.dtype != want.dtype:
+        raise Wrong(f"is {got.dtype}{list(got.shape)}, and must be {want.dtype}{list(want.shape)}")
+    if want.size == 0:
+        return 0.0
+    a, b = np.asarray(got, np.float64), np.asarray(want, np.float64)
+    if not np.array_equal(np.isnan(a), np.isnan(b)):
+        raise Wrong("is not a number where it should be one, or the reverse")
+    same = (a == b) | np.isnan(a)
+    scale = np.max(np.abs(b[np.isfinite(b)]), initial=0.0)
+    with np.errstate(invalid="ignore"):
+        worst = np.max(np.abs(np.where(same, 0.0, a - b)))
+    if not jnp.issubdtype(want.dtype, jnp.floating):
+        return float(worst)
+    return float(worst / scale) if scale else float(worst)

@@ -1,0 +1,96 @@
+"""ONNX files of a run's programs, for onnxruntime and whatever else reads them."""
+
+import dataclasses
+import hashlib
+import importlib.util
+import json
+from pathlib import Path
+from typing import Literal
+
+from assay.errors import ExportError
+from assay.exported import Exported, Written
+
+OLDEST = 18
+"""Opset that jax2onnx writes valid graphs from: ReduceMean takes its axes as an input."""
+TOLERANCES = {"float32": 2e-5, "float16": 2e-2, "bfloat16": 2e-2}
+"""Of the parity gate. float16 has 11 bits, bfloat16 8: their rounding adds up over layers."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ONNX:
+    """`PROGRAM.onnx` for every program that converts, and their weights in `weights.data` (so no file meets protobuf's 2 GB).
+
+    opset: of the graphs, from 18. dtype: float32 or float16 throughout, or bfloat16: weights in it, arithmetic in float32, since
+    onnxruntime has few operations in bfloat16. It does not depend on the dtype of the checkpoint.
+    """
+
+    opset: int = 23
+    dtype: Literal["float32", "float16", "bfloat16"] = "float32"
+
+    def __post_init__(self) -> None:
+        """Raise ValueError for an opset that is too old."""
+        if self.opset < OLDEST:
+            raise ValueError(f"opset = {self.opset}: must be at least {OLDEST}")
+
+    def write(self, source: Exported, directory: Path) -> Written:
+        """Raises ExportError naming the operation where `forward` does not convert; other programs are left out, with a note."""
+        _needs("onnx", "onnxruntime")
+        from assay_export.onnx import stored
+        from assay_export.onnx.convert import convert
+        from assay_export.onnx.converter import Converter
+        from assay_export.onnx.dtypes import in_dtype
+
+        computed = "float16" if self.dtype == "float16" else "float32"
+        dtypes = {path: str(w.dtype) for path, w in source.weights.items()}
+        weights = stored.write(source.weights, directory, computed=computed, kept=self.dtype)
+        metadata, facts, notes = _metadata(source, weights.file), {}, []
+        tolerance = TOLERANCES["float16" if computed == "float16" else "float32"]
+        with Converter() as converter:
+            for program in source.programs:
+                try:
+                    found = convert(
+                        in_dtype(program, dtypes, computed),
+                        source.dims,
+                        weights,
+                        directory,
+                        converter=converter,
+                        opset=self.opset,
+                        tolerance=tolerance,
+                        metadata=metadata,
+                    )
+                except ExportError as error:
+                    if program is source.programs[0]:
+                        raise
+                    notes.append(str(error))
+                    continue
+                facts[program.name] = {"outputs": dict(found.outputs), "route": found.route, "worst": found.worst}
+            version = converter.version
+        stated = {"programs": facts, "opset": self.opset, "dtype": self.dtype, "jax2onnx": version}
+        return Written(tuple(facts), stated, ("onnxruntime", "numpy"), _bound(self.dtype, dtypes), tuple(notes))
+
+    def loader(self) -> Path:
+        """Needs onnxruntime and numpy."""
+        return Path(__file__).with_name("loader.py")
+
+
+def _bound(dtype: str, stored: dict[str, str]) -> float:
+    """The gate's: of the coarser of the file's dtype and the checkpoint's, in which the live model computes."""
+    return max(TOLERANCES.get(name, 0.0) for name in (dtype, *stored.values()))
+
+
+def _needs(*modules: str) -> None:
+    """Raise ExportError for libraries that are missing."""
+    missing = [name for name in modules if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ExportError(f"exporting to ONNX needs {', '.join(missing)}: pip install 'assay[onnx]'")
+
+
+def _metadata(source: Exported, weights: Path) -> dict[str, str]:
+    """What the files say of themselves."""
+    with weights.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    lineage = {
+        f"assay.{key}": v if isinstance(v, str) else json.dumps(v, default=str) for key, v in source.lineage.items()
+    }
+    bounds = {name: [dim.low, dim.high] for name, dim in source.dims.items()}
+    return {**lineage, "assay.dims": json.dumps(bounds), "assay.weights_sha256": digest}
