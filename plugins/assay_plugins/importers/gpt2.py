@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from assay_plugins.importers.rules import Plan, Rule, norm, same
+from assay_plugins.importers.rules import Plan, Rule, linear, norm, same
 from assay_plugins.importers.settings import Settings
 from assay_plugins.importers.tensors import Tensors
 
@@ -45,7 +45,7 @@ def plan(settings: Settings, tensors: Tensors) -> Plan:
         )
     rules += norm("norm", f"{prefix}ln_f", width, bias=True)
     if not tied:
-        rules.append(Rule("head/kernel", ("lm_head.weight",), (vocab, width), lambda x: x.T))
+        rules += linear("head", "lm_head", vocab, width, bias=False)
     return Plan("transformer", options, rules, vocab, spare, {"lm_head.weight": f"{prefix}wte.weight"} if tied else {})
 
 
@@ -63,23 +63,20 @@ def _block(ours: str, theirs: str, o: dict[str, Any]) -> list[Rule]:
                 f"{ours}/attention/{name}/kernel",
                 (f"{fused}.weight",),
                 (width, 3 * width),
-                lambda x, part=part: x[:, part].reshape(width, heads, size),
+                (width, heads, size),
+                lambda x, part=part: x[:, part],
             ),
             Rule(
                 f"{ours}/attention/{name}/bias",
                 (f"{fused}.bias",),
                 (3 * width,),
-                lambda x, part=part: x[part].reshape(heads, size),
+                (heads, size),
+                lambda x, part=part: x[part],
             ),
         ]
     out = f"{theirs}.attn.c_proj"
     rules += [
-        Rule(
-            f"{ours}/attention/out/kernel",
-            (f"{out}.weight",),
-            (width, width),
-            lambda x: x.reshape(heads, size, width),
-        ),
+        same(f"{ours}/attention/out/kernel", f"{out}.weight", (width, width), (heads, size, width)),
         same(f"{ours}/attention/out/bias", f"{out}.bias", (width,)),
     ]
     for path, name, inputs, outputs in (
