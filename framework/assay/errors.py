@@ -41,6 +41,10 @@ class CheckpointError(AssayError):
     """A checkpoint is missing, could not be written, or does not fit the experiment."""
 
 
+class ExportError(AssayError):
+    """A model cannot be exported, an artifact is damaged, differs from its model, or was called with what it does not take."""
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """A sentence naming the nearest of `known`, or an empty string when nothing is near.
 

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 import numpy as np
 
 from assay.data.spec import DataSpec, Encoder
+from assay.exported import Exported, Written
 from assay.imported import Imported
 
 if TYPE_CHECKING:  # listing plugins must not import jax
@@ -216,6 +217,25 @@ class Kernel(Protocol):
         """What the op's reference returns for these arguments. Traced under jit; differentiable where the op is."""
 
 
+@runtime_checkable
+class Exporter(Protocol):
+    """Writes one format of an artifact, and says how it is run."""
+
+    def write(self, source: Exported, directory: Path) -> Written:
+        """Write programs and whatever runs them into `directory`, which exists and is empty.
+
+        The artifact's weights, as `source` has them, lie in safetensors in `directory.parent / "weights"`, and need not be written again.
+        Raises ExportError naming the operation, or the option of the model, that the format cannot express.
+        """
+
+    def loader(self) -> Path:
+        """A Python file that needs nothing but the format's requirements; it becomes `loader.py` in the artifact's directory of the format.
+
+        It has `load(artifact: Path, manifest: dict, facts: dict) -> (program: str, inputs: dict) -> outputs: dict`, arrays by name.
+        The inputs have been checked against the signature; `facts` are those that `write` returned.
+        """
+
+
 @dataclasses.dataclass(frozen=True)
 class Kind:
     """One kind of plugin."""
@@ -242,4 +262,5 @@ KINDS: Sequence[Kind] = (
     Kind("tracker", Tracker, "where logged values go"),
     Kind("importer", Importer, "other libraries' models to Assay's"),
     Kind("kernel", Kernel, "implementations of ops"),
+    Kind("exporter", Exporter, "formats of artifacts"),
 )

@@ -1,0 +1,131 @@
+"""What is exported of a run: pure programs with named inputs and outputs, the weights that they read, and where they come from."""
+
+import dataclasses
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from assay.data.spec import DataSpec
+from assay.errors import ExportError
+
+if TYPE_CHECKING:  # describing programs must not import jax
+    from jaxtyping import Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Dim:
+    """A dimension that is not fixed: any size from `low` to `high`, both included."""
+
+    low: int
+    high: int
+
+    @property
+    def corners(self) -> tuple[int, ...]:
+        """Sizes that are tried: the least, an odd one within, the largest."""
+        odd = (self.low + self.high) // 2 | 1
+        return tuple(sorted({self.low, min(odd, self.high), self.high}))
+
+
+@dataclasses.dataclass(frozen=True)
+class Tensor:
+    """An input or output of a program.
+
+    shape: sizes, or names of dims. dtype: numpy's name, or "bfloat16". below: integers lie in [0, below), a number or the name of a dim.
+    """
+
+    shape: tuple[int | str, ...]
+    dtype: str
+    below: int | str | None = None
+
+    def at(self, sizes: Mapping[str, int]) -> tuple[int, ...]:
+        """The shape where the dims have these sizes."""
+        return tuple(sizes[n] if isinstance(n, str) else n for n in self.shape)
+
+
+@dataclasses.dataclass(frozen=True)
+class Signature:
+    """The inputs and outputs of a program, by name.
+
+    donated: inputs whose memory the output of the same name may take over, such as a cache; before the first call they are zeros.
+    at_most: pairs of dims, the first of which is never larger than the second.
+    """
+
+    inputs: Mapping[str, Tensor]
+    outputs: Mapping[str, Tensor]
+    donated: tuple[str, ...] = ()
+    at_most: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def dims(self) -> tuple[str, ...]:
+        """The names of its dims, in the order of the inputs."""
+        return tuple(dict.fromkeys(n for t in self.inputs.values() for n in t.shape if isinstance(n, str)))
+
+    def sizes(self, dims: Mapping[str, Dim]) -> Iterator[dict[str, int]]:
+        """Every combination of the corners of its dims that `at_most` allows."""
+        for chosen in itertools.product(*(dims[name].corners for name in self.dims)):
+            sizes = dict(zip(self.dims, chosen, strict=True))
+            if all(sizes[small] <= sizes[large] for small, large in self.at_most):
+                yield sizes
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """A pure function of weights and inputs, both by name, to outputs by name; jax traces it, with symbolic shapes too.
+
+    function(weights, inputs): weights may hold more than it reads, and have the paths and dtypes of `Exported.weights`.
+    """
+
+    name: str
+    function: "Callable[[Mapping[str, Array], Mapping[str, Array]], dict[str, Array]]"
+    signature: Signature
+
+
+@dataclasses.dataclass(frozen=True)
+class Exported:
+    """Everything that an exporter may need of a run's checkpoint.
+
+    model, spec: the plugin and what its data are; None and empty for an artifact that is written again without its run.
+    programs: "forward" first; models that decode token by token also have "prefill" and "decode".
+    dims: of all programs, by name. weights: path ("blocks/0/attention/query/kernel") -> array as evaluation uses it, perhaps read lazily.
+    examples: real rows of forward's inputs from the evaluation split. lineage: JSON-able facts on where it comes from.
+    """
+
+    model: Any
+    spec: DataSpec
+    programs: Sequence[Program]
+    dims: Mapping[str, Dim]
+    weights: Mapping[str, np.ndarray]
+    examples: Mapping[str, np.ndarray]
+    lineage: Mapping[str, Any]
+
+    def program(self, name: str) -> Program:
+        """The program of that name. Raises ExportError naming those there are."""
+        found = next((p for p in self.programs if p.name == name), None)
+        if found is None:
+            raise ExportError(f"there is no program '{name}'; there are {', '.join(p.name for p in self.programs)}")
+        return found
+
+
+class Runner(Protocol):
+    """A program of an artifact, ready to be called."""
+
+    def __call__(self, program: str, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """The outputs for named inputs. Raises ExportError for inputs that do not fit the signature."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Written:
+    """What an exporter has written into its directory.
+
+    programs: names of those that the format holds. facts: JSON-able, for the manifest and the loader, such as files, opset, expiry.
+    requirements: what its loader needs, as pip names it. tolerance: bound of the parity gate, None for the one of the dtype.
+    notes: what somebody who uses the format should know, such as a dimension that is fixed, and why.
+    """
+
+    programs: Sequence[str]
+    facts: Mapping[str, Any]
+    requirements: Sequence[str]
+    tolerance: float | None = None
+    notes: Sequence[str] = ()
