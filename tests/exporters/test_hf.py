@@ -1,0 +1,248 @@
+"""Hugging Face's layout: what is written is read back to the same bits, and what it cannot say is refused by name."""
+
+import dataclasses
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from assay import config, registry
+from assay.checkpoint.checkpoints import dotted
+from assay.data.spec import ArraySpec, DataSpec
+from assay.errors import ExportError
+from assay.kinds import Model
+from assay.network import make_network
+from assay_plugins.exporters.hf import HF
+from assay_plugins.exporters.layouts import NEUTRAL
+from assay_plugins.importers.hf import HF as Importer
+from assay_plugins.models.bert import BERT
+from assay_plugins.models.lora import LoRA
+from assay_plugins.models.mlp import MLP
+from assay_plugins.models.pretrained import Pretrained
+from assay_plugins.models.transformer import Transformer
+from assay_plugins.models.vit import ViT
+from assay_plugins.models.with_reference import WithReference
+
+EXPERIMENT = """
+experiment.dataset = @dataset.digits()
+experiment.objective = @objective.next_token()
+experiment.optimizer = @optimizer.adamw()
+optimizer.adamw.learning_rate = 1e-3
+experiment.parallelism = @parallelism.data_parallel()
+experiment.steps = 1
+experiment.batch_size = 1
+"""
+TEXT = DataSpec({"inputs": ArraySpec((16,), "int32")}, vocab_size=13, num_classes=5)
+IMAGES = DataSpec({"image": ArraySpec((8, 8, 3), "float32"), "label": ArraySpec((), "int32")}, num_classes=5)
+SIZES: dict[str, Any] = {"layers": 2, "width": 16, "heads": 4, "mlp_width": 24}
+LLAMA: dict[str, Any] = {**SIZES, "kv_heads": 2, "norm_epsilon": 0.03, "rope_theta": 37.0}
+GPT2: dict[str, Any] = {**SIZES, "norm": "layernorm", "position": "learned", "activation": "gelu_tanh", "biases": True}
+MODELS: dict[str, tuple[str, Model]] = {
+    "llama": ("llama", Transformer(**LLAMA, head_dim=6)),
+    "llama_tied": ("llama", Transformer(**LLAMA, tied_head=True, biases=("qkv", "out", "mlp"), dropout=0.1)),
+    "llama_bare": ("llama", Transformer(**LLAMA, biases=("norm",), rope_scaling=2.5, experts_per_token=7)),
+    "llama3": ("llama", Transformer(**LLAMA, rope_scaling=4.0, rope_band=(1.0, 3.0, 32), remat="block")),
+    "mistral": ("mistral", Transformer(**LLAMA, window=5, head_dim=6)),
+    "mistral_named": ("mistral", Transformer(**LLAMA, window=5, window_layers=(1, 0))),
+    "mixtral": ("mixtral", Transformer(**LLAMA, experts=3, experts_per_token=1, window=7)),
+    "mixtral_all": ("mixtral", Transformer(**LLAMA, experts=3)),
+    "qwen2": ("qwen2", Transformer(**LLAMA, biases=("qkv",), window=4, window_layers=(1,), tied_head=True)),
+    "qwen3": ("qwen3", Transformer(**LLAMA, qk_norm=True, head_dim=10, biases=("qkv", "out"))),
+    "qwen3_window": ("qwen3", Transformer(**LLAMA, qk_norm=True, window=4, window_layers=(0,))),
+    "gpt2": ("gpt2", Transformer(**GPT2, tied_head=True, context=20)),
+    "gpt2_other": ("gpt2", Transformer(**{**GPT2, "activation": "gelu"}, norm_epsilon=0.02)),
+    "bert": ("bert", BERT(**SIZES, token_types=3, norm_epsilon=0.03)),
+    "bert_classes": ("bert", BERT(**SIZES, head="classes", activation="gelu_tanh", context=20)),
+    "vit": ("vit", ViT(patch=4, **SIZES, norm_epsilon=0.03)),
+    "vit_other": ("vit", ViT(patch=2, **SIZES, biases=("norm", "mlp", "out"), activation="gelu_tanh", dropout=0.2)),
+}
+
+
+@pytest.fixture(autouse=True)
+def plugins() -> Iterator[None]:
+    with registry.temporary("model", "bert", BERT):
+        yield
+
+
+def spec_of(model: Model) -> DataSpec:
+    return IMAGES if isinstance(model, ViT) else TEXT
+
+
+def drawn(model: Model, spec: DataSpec, dtype: Any = np.float32) -> dict[str, np.ndarray]:
+    """Random arrays for all parameters and Frozen variables."""
+    network, rng = make_network(model, spec), np.random.default_rng(0)
+    shapes = {**dotted(network.params), **dotted(network.frozen)}
+    return {path.replace(".", "/"): rng.normal(size=x.shape).astype(dtype) for path, x in shapes.items()}
+
+
+def saved(model: Model, folder: Path, weights: dict[str, np.ndarray] | None = None, **options: Any) -> dict[str, Any]:
+    """Write the model into a new folder; its config.json."""
+    folder.mkdir()
+    spec = spec_of(model)
+    HF(**options).save(model, spec, drawn(model, spec) if weights is None else weights, folder)
+    return json.loads((folder / "config.json").read_text())
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_what_is_written_is_read_back_to_the_bit(tmp_path: Path, name: str) -> None:
+    family, model = MODELS[name]
+    weights = drawn(model, spec_of(model))
+    written = saved(model, tmp_path / "model", weights)
+    assert written["model_type"] == family
+    found = Importer().read(tmp_path / "model")
+    assert found.notes == []
+    read = config.load_text(f"{found.model}\n{EXPERIMENT}").experiment.model
+    assert type(read) is type(model)
+    assert found.parameters.keys() == weights.keys()
+    for path, value in weights.items():
+        np.testing.assert_array_equal(found.parameters[path], value, strict=True, err_msg=path)
+    again = saved(read, tmp_path / "again", weights)
+    assert {k: v for k, v in again.items() if "drop" not in k} == {k: v for k, v in written.items() if "drop" not in k}
+    files = [load_file(tmp_path / folder / "model.safetensors") for folder in ("model", "again")]
+    assert files[0].keys() == files[1].keys()
+    assert all(np.array_equal(files[0][key], files[1][key]) for key in files[0])
+
+
+REFUSED: dict[str, tuple[Model, list[str]]] = {
+    "qk_norm with a window and biases in the feed-forward": (
+        Transformer(**LLAMA, qk_norm=True, biases=("qkv", "mlp")),
+        ["qwen3", r"biases = \('qkv', 'mlp'\): qwen3 has \('qkv', 'out'\)"],
+    ),
+    "biases of queries without those of the way back, all layers": (
+        Transformer(**LLAMA, biases=("out",)),
+        [r"biases = \('out',\): llama has \(\)"],
+    ),
+    "layernorm with rope": (Transformer(**LLAMA, norm="layernorm"), ["norm = 'layernorm': llama has 'rmsnorm'"]),
+    "some layers with a window": (
+        Transformer(**LLAMA, window=4, window_layers=(1,)),
+        [r"window_layers = \(1,\): mistral has \(0, 1\)"],
+    ),
+    "no positions": (Transformer(**LLAMA, position="none"), ["position = 'none': llama has 'rope'"]),
+    "learned positions with rmsnorm": (
+        Transformer(**LLAMA, position="learned"),
+        ["position = 'learned': llama has 'rope'"],
+    ),
+    "gelu with rope": (Transformer(**LLAMA, activation="gelu"), ["activation = 'gelu': llama has 'swiglu'"]),
+    "qk_norm in gpt2": (Transformer(**GPT2, qk_norm=True), ["qk_norm = True: gpt2 has False"]),
+    "kv_heads in gpt2": (Transformer(**GPT2, kv_heads=2), ["kv_heads = 2: gpt2 has 4"]),
+    "head_dim in gpt2": (Transformer(**GPT2, head_dim=6), ["head_dim = 6: gpt2 has 4"]),
+    "no biases of norms in gpt2": (
+        Transformer(**{**GPT2, "biases": ("qkv", "out", "mlp")}),
+        [r"biases = \('qkv', 'out', 'mlp'\): gpt2 has \('qkv', 'out', 'mlp', 'norm'\)"],
+    ),
+    "experts with qk_norm": (
+        Transformer(**LLAMA, experts=3, qk_norm=True),
+        ["qk_norm = True: mixtral has False"],
+    ),
+    "experts with a window in some layers": (
+        Transformer(**LLAMA, experts=3, window=4, window_layers=(0,)),
+        [r"window_layers = \(0,\): mixtral has \(0, 1\)"],
+    ),
+    "mean over patches": (ViT(patch=4, **SIZES, pooling="mean"), ["pooling = 'mean': vit has 'cls'"]),
+    "some biases in vit": (ViT(patch=4, **SIZES, biases=("qkv",)), [r"biases = \('qkv',\): vit has"]),
+    "another model": (MLP(hidden=(4,)), ["MLP cannot be written in Hugging Face's layout; what can: model.bert,"]),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_the_layout_lacks_is_named(tmp_path: Path, name: str) -> None:
+    model, messages = REFUSED[name]
+    spec = IMAGES if isinstance(model, MLP) else spec_of(model)
+    for message in messages:
+        with pytest.raises(ExportError, match=message):
+            HF().save(model, spec, drawn(model, spec), tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+# Values of every option that changes an output; of each the first that a base below does not have is tried.
+OPTIONS: dict[str, dict[str, list[Any]]] = {
+    "transformer": {
+        "layers": [3],
+        "width": [32],
+        "heads": [2],
+        "kv_heads": [1],
+        "head_dim": [8],
+        "mlp_width": [20],
+        "norm": ["layernorm", "rmsnorm"],
+        "norm_epsilon": [0.5],
+        "position": ["none"],
+        "rope_theta": [5.0],
+        "rope_scaling": [3.0],
+        "rope_band": [(1.0, 2.0, 9)],
+        "window": [3],
+        "window_layers": [(0,)],
+        "activation": ["gelu"],
+        "tied_head": [True],
+        "qk_norm": [True],
+        "biases": [("out",)],
+        "experts": [2],
+        "experts_per_token": [1],
+        "context": [18],
+    },
+    "bert": {
+        "layers": [3],
+        "width": [32],
+        "heads": [2],
+        "mlp_width": [20],
+        "context": [18],
+        "token_types": [4],
+        "head": ["classes"],
+        "activation": ["gelu_tanh"],
+        "norm_epsilon": [0.5],
+    },
+    "vit": {
+        "patch": [2],
+        "width": [32],
+        "layers": [3],
+        "heads": [2],
+        "mlp_width": [20],
+        "pooling": ["mean"],
+        "norm_epsilon": [0.5],
+        "activation": ["gelu_tanh"],
+        "biases": [("out",)],
+    },
+}
+BASES: dict[str, list[Model]] = {
+    "transformer": [
+        Transformer(**LLAMA, window=4),
+        Transformer(**LLAMA, experts=3, window=4),
+        Transformer(**GPT2, context=17),
+    ],
+    "bert": [BERT(**SIZES)],
+    "vit": [ViT(patch=4, **SIZES)],
+}
+
+
+@pytest.mark.parametrize("plugin", OPTIONS)
+def test_every_option_is_expressed_or_refused(tmp_path: Path, plugin: str) -> None:
+    for number, base in enumerate(BASES[plugin]):
+        names = {field.name for field in dataclasses.fields(base)} - set(NEUTRAL)  # type: ignore[arg-type]
+        assert names == OPTIONS[plugin].keys(), "an option is new: say here what it is exported to"
+        plain = saved(base, tmp_path / f"{plugin}{number}")
+        for name, values in OPTIONS[plugin].items():
+            value = next(value for value in values if value != getattr(base, name))
+            try:
+                changed = dataclasses.replace(base, **{name: value})  # type: ignore[type-var]
+            except ValueError:  # not with this base
+                continue
+            if _same_effect(changed, base, name):
+                continue
+            try:
+                written = saved(changed, tmp_path / f"{plugin}{number}{name}")
+            except ExportError as error:
+                assert f"{name} = " in str(error), f"{name} is in the way and not named: {error}"
+            else:
+                assert written != plain, f"{name} was lost"
+
+
+def _same_effect(changed: Any, base: Any, name: str) -> bool:
+    """Whether the option does nothing in that base, or is only a bound there."""
+    if isinstance(base, Transformer):
+        learned = base.position == "learned"
+        return (name.startswith("rope") and learned) or (name == "experts_per_token" and base.experts is None)
+    return False
