@@ -9,6 +9,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
+from safetensors import safe_open
 from safetensors.numpy import load_file
 
 from assay import config, registry
@@ -235,9 +236,9 @@ def test_every_option_is_expressed_or_refused(tmp_path: Path, plugin: str) -> No
             try:
                 written = saved(changed, tmp_path / f"{plugin}{number}{name}")
             except ExportError as error:
-                assert f"{name} = " in str(error), f"{name} is in the way and not named: {error}"
-            else:
-                assert written != plain, f"{name} was lost"
+                written, refused = None, str(error)
+            assert written != plain, f"{name} was lost"
+            assert written or f"{name} = " in refused, f"{name} is in the way and not named: {refused}"
 
 
 def _same_effect(changed: Any, base: Any, name: str) -> bool:
@@ -246,3 +247,101 @@ def _same_effect(changed: Any, base: Any, name: str) -> bool:
         learned = base.position == "learned"
         return (name.startswith("rope") and learned) or (name == "experts_per_token" and base.experts is None)
     return False
+
+
+def test_shards_and_their_index(tmp_path: Path) -> None:
+    model = MODELS["mixtral"][1]
+    saved(model, tmp_path / "one")
+    saved(model, tmp_path / "many", shard_bytes=4000)
+    whole = load_file(tmp_path / "one" / "model.safetensors")
+    index = json.loads((tmp_path / "many" / "model.safetensors.index.json").read_text())
+    assert index["metadata"]["total_size"] == sum(x.nbytes for x in whole.values())
+    files = sorted(set(index["weight_map"].values()))
+    assert files[0] == f"model-00001-of-{len(files):05}.safetensors"
+    assert len(files) > 3
+    for file in files:
+        part = load_file(tmp_path / "many" / file)
+        assert sum(x.nbytes for x in part.values()) <= 4000 or len(part) == 1
+        assert {name for name, where in index["weight_map"].items() if where == file} == part.keys()
+        assert all(np.array_equal(value, whole[name]) for name, value in part.items())
+    one, many = Importer().read(tmp_path / "one").parameters, Importer().read(tmp_path / "many").parameters
+    assert all(np.array_equal(one[path], many[path]) for path in one)
+
+
+@pytest.mark.parametrize(("dtype", "name"), [(ml_dtypes.bfloat16, "BF16"), (np.float16, "F16")])
+def test_sixteen_bits_stay_sixteen_bits(tmp_path: Path, dtype: Any, name: str) -> None:
+    model = MODELS["llama"][1]
+    weights = drawn(model, TEXT, dtype)
+    written = saved(model, tmp_path / "model", weights)
+    assert written["dtype"] == written["torch_dtype"] == np.dtype(dtype).name
+    with safe_open(tmp_path / "model" / "model.safetensors", framework="numpy") as file:
+        assert {file.get_slice(key).get_dtype() for key in file.keys()} == {name}  # noqa: SIM118
+        assert file.metadata() == {"format": "pt"}
+    found = Importer().read(tmp_path / "model").parameters
+    assert all(np.array_equal(found[path], value.astype(np.float32)) for path, value in weights.items())
+
+
+@pytest.mark.parametrize("dtype", [np.int8, np.float64])
+def test_other_numbers_are_refused(tmp_path: Path, dtype: Any) -> None:
+    model = MODELS["llama"][1]
+    with pytest.raises(ExportError, match=f"is written in float32, float16, bfloat16; these are {np.dtype(dtype)}"):
+        saved(model, tmp_path / "model", drawn(model, TEXT, dtype))
+    mixed = drawn(model, TEXT)
+    mixed["blocks/1/mlp/up/kernel"] = mixed["blocks/1/mlp/up/kernel"].astype(np.float16)
+    with pytest.raises(ExportError, match=r"blocks/1/mlp/up/kernel is float16, others are float32"):
+        saved(model, tmp_path / "mixed", mixed)
+
+
+def test_padding_of_the_vocabulary_is_left_out(tmp_path: Path) -> None:
+    for tied in (False, True):
+        model = Transformer(**LLAMA, vocab_multiple=8, vocab_size=14, tied_head=tied)
+        weights = drawn(model, TEXT)
+        assert weights["tokens/embedding"].shape[0] == 16
+        assert saved(model, tmp_path / str(tied), weights)["vocab_size"] == 13
+        found = Importer().read(tmp_path / str(tied)).parameters
+        np.testing.assert_array_equal(found["tokens/embedding"], weights["tokens/embedding"][:13])
+        if not tied:
+            np.testing.assert_array_equal(found["head/kernel"], weights["head/kernel"][:, :13])
+
+
+def test_what_is_around_a_model_is_taken_off(tmp_path: Path) -> None:
+    inner = MODELS["llama"][1]
+    adapted = LoRA(model=Pretrained(model=inner, path="nowhere"), rank=2, alpha=3.0)
+    plain = {path.replace(".", "/"): x.shape for path, x in dotted(make_network(inner, TEXT).params).items()}
+    rng = np.random.default_rng(1)
+    base = {path: rng.normal(size=shape).astype(np.float32) for path, shape in plain.items()}
+    a, b = rng.normal(size=(16, 2)).astype(np.float32), rng.normal(size=(2, 4, 6)).astype(np.float32)
+    variables = {f"base/{path}": value for path, value in base.items()}
+    variables |= {"adapters/blocks/0/attention/query/a": a, "adapters/blocks/0/attention/query/b": b}
+    saved(adapted, tmp_path / "lora", variables)
+    found = Importer().read(tmp_path / "lora").parameters
+    query = "blocks/0/attention/query/kernel"
+    np.testing.assert_allclose(found[query], base[query] + 1.5 * np.einsum("ir,rhd->ihd", a, b), rtol=1e-5, atol=1e-5)
+    assert all(np.array_equal(found[path], base[path]) for path in base if path != query)
+    pair = {
+        f"{part}/{path}": value + (part == "reference")
+        for part in ("policy", "reference")
+        for path, value in base.items()
+    }
+    saved(WithReference(model=inner), tmp_path / "pair", pair)
+    found = Importer().read(tmp_path / "pair").parameters
+    assert all(np.array_equal(found[path], base[path]) for path in base)
+
+
+def test_parameters_that_are_not_the_model_s_are_named(tmp_path: Path) -> None:
+    model = MODELS["llama"][1]
+    weights = drawn(model, TEXT)
+    del weights["norm/scale"]
+    weights["blocks/0/mlp/up/kernel"] = weights["blocks/0/mlp/up/kernel"].T
+    with pytest.raises(ExportError) as caught:
+        saved(model, tmp_path / "model", weights)
+    assert str(caught.value).splitlines()[1:] == [
+        "  blocks/0/mlp/up/kernel: (24, 16), the layout has (16, 24)",
+        "  norm/scale: missing, the layout has (16,)",
+    ]
+
+
+def test_images_that_are_not_square_are_refused(tmp_path: Path) -> None:
+    model, spec = MODELS["vit"][1], dataclasses.replace(IMAGES, elements={"image": ArraySpec((8, 12, 3), "float32")})
+    with pytest.raises(ExportError, match="images of 8 x 12: Hugging Face's layout has square ones"):
+        HF().save(model, spec, drawn(model, spec), tmp_path)

@@ -30,10 +30,11 @@ class HF:
     The family is the first that expresses model.transformer, model.bert or model.vit exactly; a model that none does is refused, with the
     options in the way. Padding of the vocabulary is left out.
 
-    shard_bytes: of one safetensors file, at most.
+    shard_bytes: of one safetensors file, at most. tokenizer: whether the tokenizer of the data is written too.
     """
 
     shard_bytes: int = tensors.SHARD_BYTES
+    tokenizer: bool = True
 
     def __post_init__(self) -> None:
         """Raise ValueError for files without room."""
@@ -46,8 +47,9 @@ class HF:
         Raises ExportError for a model or tokenizer that the layout cannot express.
         """
         layout, files = self.save(source.model, source.spec, source.weights, directory)
-        output = next(iter(source.program("forward").signature.outputs))
-        facts = {"architecture": layout.config["architectures"][0], "output": output, "files": files}
+        (output, tensor), *_ = source.program("forward").signature.outputs.items()
+        facts = {"architecture": layout.config["architectures"][0], "output": output, "columns": tensor.shape[-1]}
+        facts["files"] = files
         return Written(("forward",), facts, REQUIREMENTS, notes=_notes(layout))
 
     def loader(self) -> Path:
@@ -65,7 +67,8 @@ class HF:
         dtype = np.asarray(arrays[layout.plan.rules[0].path]).dtype
         exported = tensors.Exported(layout.plan.rules, arrays, dtype)
         texts = {"config.json": {**layout.config, **_ends(spec), "dtype": str(dtype), "torch_dtype": str(dtype)}}
-        texts |= _of_text(spec, layout)
+        if self.tokenizer:
+            texts |= _of_text(spec, layout)
         for name, values in texts.items():
             (directory / name).write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         tensors.save(exported, directory, self.shard_bytes)
@@ -104,7 +107,7 @@ def _of_text(spec: DataSpec, layout: Layout) -> Mapping[str, Mapping[str, Any]]:
     if spec.encoder is None:
         return {}
     context = layout.config.get("max_position_embeddings", layout.config.get("n_positions"))
-    files = dict(tokenizer_files(spec.encoder, int(context)))
+    files = dict(tokenizer_files(spec.encoder, int(context), layout.config["model_type"]))
     if layout.plan.model == "transformer":
         files["generation_config.json"] = {"do_sample": False, "max_length": context, **_ends(spec)}
     return files

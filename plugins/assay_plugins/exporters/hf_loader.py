@@ -10,6 +10,7 @@ import transformers
 
 FILES = Path(__file__).parent
 Arrays = dict[str, np.ndarray]
+MASKED = -1e30  # the logit of ids that only pad a vocabulary, which the files leave out
 NAMES = {"token_types": "token_type_ids", "positions": "position_ids"}
 
 
@@ -20,7 +21,9 @@ def load(artifact: Path, manifest: dict[str, Any], facts: dict[str, Any]) -> Cal
 
     def call(program: str, inputs: Arrays) -> Arrays:
         with torch.no_grad():
-            return {facts["output"]: _forward(model, inputs)}
+            logits = _forward(model, inputs)
+        padding = [(0, 0)] * (logits.ndim - 1) + [(0, facts["columns"] - logits.shape[-1])]
+        return {facts["output"]: np.pad(logits, padding, constant_values=MASKED)}
 
     return call
 

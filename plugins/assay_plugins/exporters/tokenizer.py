@@ -8,7 +8,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from assay.data.spec import Encoder
 from assay.errors import ExportError
@@ -17,12 +17,20 @@ from assay_plugins.tokenizers.char import CharEncoder
 from assay_plugins.tokenizers.encoder import LibraryEncoder
 
 SEPARATOR = "<|endoftext|>"
+QWEN2_WORDS = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 Files = Mapping[str, Mapping[str, Any]]
 
 
-def tokenizer_files(encoder: Encoder, context: int) -> Files:
-    """Name -> JSON of each file. context: tokens that the model reads at most. Raises ExportError for an encoder that has no such form."""
+def tokenizer_files(encoder: Encoder, context: int, family: str) -> Files:
+    """Name -> JSON of each file. context: tokens that the model reads at most. family: config.json's model_type.
+
+    Raises ExportError for an encoder that has no such form, and for one that transformers would read as another.
+    """
     tokenizer, separator, plain = _tokenizer(encoder)
+    if family == "qwen2":
+        _check_qwen2(tokenizer)
     settings: dict[str, Any] = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_max_length": context,
@@ -98,6 +106,27 @@ def _of_library(encoder: LibraryEncoder) -> tuple[Tokenizer, str | None, bool]:
         raise ExportError(f"the separator has id {separator}, which is not the one after the last of tokenizer.json")
     tokenizer.add_special_tokens([_special(name)])
     return tokenizer, name, True
+
+
+def _check_qwen2(tokenizer: Tokenizer) -> None:
+    """Raise ExportError unless texts are divided as by Qwen 2: transformers 5 takes that for every qwen2 model, whatever the files say."""
+    theirs = Tokenizer(models.BPE())
+    theirs.normalizer = normalizers.NFC()
+    words = pre_tokenizers.Split(Regex(QWEN2_WORDS), "isolated")
+    theirs.pre_tokenizer = pre_tokenizers.Sequence([words, pre_tokenizers.ByteLevel(False, use_regex=False)])
+    given, wanted = (json.loads(t.to_str()) for t in (tokenizer, theirs))
+    if any(_of_ids(given[part]) != _of_ids(wanted[part]) for part in ("normalizer", "pre_tokenizer")):
+        raise ExportError(
+            "transformers reads the tokenizer of every qwen2 model as Qwen 2's own, which divides text into other words than this one: "
+            "the ids would differ. Train with Qwen 2's tokenizer (tokenizer.hf), or export without one (exporter.hf.tokenizer = False)"
+        )
+
+
+def _of_ids(part: Any) -> Any:
+    """A part of a tokenizer's JSON without what changes offsets only."""
+    if isinstance(part, dict):
+        return {key: _of_ids(value) for key, value in part.items() if key != "trim_offsets"}
+    return [_of_ids(item) for item in part] if isinstance(part, list) else part
 
 
 def _special(name: str) -> AddedToken:
