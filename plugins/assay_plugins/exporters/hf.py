@@ -66,9 +66,11 @@ class HF:
         _compare(layout.plan.rules, arrays)
         dtype = np.asarray(arrays[layout.plan.rules[0].path]).dtype
         exported = tensors.Exported(layout.plan.rules, arrays, dtype)
-        texts = {"config.json": {**layout.config, **_ends(spec), "dtype": str(dtype), "torch_dtype": str(dtype)}}
+        texts: dict[str, Mapping[str, Any]] = {
+            "config.json": {**layout.config, **_ends(spec), "dtype": str(dtype), "torch_dtype": str(dtype)}
+        }
         if self.tokenizer:
-            texts |= _of_text(spec, layout)
+            texts.update(_of_text(spec, layout))
         for name, values in texts.items():
             (directory / name).write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         tensors.save(exported, directory, self.shard_bytes)
