@@ -90,6 +90,7 @@ class Exported:
     programs: "forward" first; models that decode token by token also have "prefill" and "decode".
     dims: of all programs, by name. weights: path ("blocks/0/attention/query/kernel") -> array as evaluation uses it, perhaps read lazily.
     examples: real rows of forward's inputs from the evaluation split. lineage: JSON-able facts on where it comes from.
+    notes: what somebody who uses it should know, such as a dimension that is fixed, and why.
     """
 
     model: Any
@@ -99,6 +100,7 @@ class Exported:
     weights: Mapping[str, np.ndarray]
     examples: Mapping[str, np.ndarray]
     lineage: Mapping[str, Any]
+    notes: Sequence[str] = ()
 
     def program(self, name: str) -> Program:
         """The program of that name. Raises ExportError naming those there are."""

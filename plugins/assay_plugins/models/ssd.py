@@ -35,8 +35,9 @@ def ssd(
     y has x's dtype. Decays, sums of products and h are fp32; the factors of products are of x's dtype.
     """
     batch, seq, heads, head_dim = x.shape
-    groups, chunk = b.shape[2], min(chunk, seq)
-    x = _chunks(x, chunk).reshape(batch, -1, chunk, groups, heads // groups, head_dim)
+    groups, chunk = b.shape[2], min(chunk, seq) if isinstance(seq, int) else chunk  # a symbolic length has no minimum
+    x = _chunks(x, chunk)
+    x = x.reshape(*x.shape[:3], groups, heads // groups, head_dim)
     b, c = _chunks(b, chunk), _chunks(c, chunk)
     decay = _chunks(log_decay, chunk).reshape(*x.shape[:-1])
     passed = jnp.cumsum(decay, axis=2)  # log of what is left of the state before the chunk
@@ -44,11 +45,11 @@ def ssd(
     outputs = _within(x, passed, b, c, runs)
     kept, added = _at_ends(x, passed, b, runs)
     first = jnp.zeros((batch, heads, head_dim, b.shape[-1]), jnp.float32) if state is None else state
-    first = jnp.moveaxis(first.reshape(batch, groups, -1, *first.shape[2:]), -1, 2)
+    first = jnp.moveaxis(first.reshape(batch, groups, heads // groups, *first.shape[2:]), -1, 2)
     before, last = _between(kept, added, first)
     outputs = outputs + _from_before(passed, c, before, runs)
-    outputs = outputs.astype(x.dtype).reshape(batch, -1, heads, head_dim)[:, :seq]
-    return outputs, jnp.moveaxis(last, 2, -1).reshape(batch, heads, head_dim, -1)
+    outputs = outputs.astype(x.dtype).reshape(batch, x.shape[1] * chunk, heads, head_dim)[:, :seq]
+    return outputs, jnp.moveaxis(last, 2, -1).reshape(batch, heads, head_dim, b.shape[-1])
 
 
 def ssd_step(
@@ -74,10 +75,11 @@ def runs_of(segment_ids: Int[Array, "batch seq"]) -> Int[Array, "batch seq"]:
 
 def _chunks(x: Array, chunk: int, mode: str = "constant") -> Array:
     """(batch, seq, ...) -> (batch, chunks, chunk, ...). What is filled up has x = 0 and decay 1: it leaves the state as it is."""
-    missing = -x.shape[1] % chunk
-    if missing:
+    count = (x.shape[1] + chunk - 1) // chunk
+    missing = count * chunk - x.shape[1]
+    if missing != 0:
         x = jnp.pad(x, ((0, 0), (0, missing)) + ((0, 0),) * (x.ndim - 2), mode=mode)
-    return x.reshape(x.shape[0], -1, chunk, *x.shape[2:])
+    return x.reshape(x.shape[0], count, chunk, *x.shape[2:])
 
 
 def _within(x: Array, passed: Array, b: Array, c: Array, runs: Array | None) -> Array:
@@ -118,7 +120,8 @@ def _between(kept: Array, added: Array, first: Array) -> tuple[Array, Array]:
         return kept[:, :, None, :, None] * state + added, state
 
     parts = (jnp.moveaxis(kept, 1, 0), jnp.moveaxis(added, 1, 0))
-    last, before = jax.lax.scan(step, first, parts, unroll=UNROLLED)
+    unroll = UNROLLED if isinstance(kept.shape[1], int) else 1
+    last, before = jax.lax.scan(step, first, parts, unroll=unroll)
     return jnp.moveaxis(before, 0, 1), last
 
 

@@ -140,7 +140,7 @@ class SSM(nnx.Module):
         """(y without the skip, the state after the last position)."""
         log_decay = -aligned(jnp.exp(self.log_rate[...].astype(jnp.float32)), 3) * dt
         x = (x * dt[..., None]).astype(x.dtype)
-        if x.shape[1] > 1:
+        if x.shape[1] != 1:  # true of a symbolic length as well, which is not known to be more
             return ssd(x, log_decay, b, c, chunk=self.options.chunk, runs=runs, state=state)
         y, state = ssd_step(x[:, 0], log_decay[:, 0], b[:, 0], c[:, 0], state)
         return y[:, None], state
