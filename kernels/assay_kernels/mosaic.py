@@ -70,7 +70,7 @@ def product(a: Any, b: Any, *, onto: jax.Array | None = None) -> jax.Array:
         found = jax.numpy.dot(*values, preferred_element_type=jax.numpy.float32)
         return found if onto is None else onto + found
     if onto is not None:
-        added: jax.Array = pl.run_state(lambda acc: plgpu.wgmma(acc, a, b))(plgpu.ACC.init(onto))
+        added: jax.Array = pl.run_state(lambda acc: plgpu.wgmma(acc, a, b))(plgpu.WGMMAAccumulatorRef.init(onto))
         return added
 
     def alone(acc: Any) -> jax.Array:
@@ -78,7 +78,7 @@ def product(a: Any, b: Any, *, onto: jax.Array | None = None) -> jax.Array:
         found: jax.Array = acc[...]
         return found
 
-    fresh: jax.Array = pl.run_scoped(alone, plgpu.ACC(shape, jax.numpy.float32))
+    fresh: jax.Array = pl.run_scoped(alone, plgpu.WGMMAAccumulatorRef(shape, jax.numpy.float32))
     return fresh
 
 

@@ -60,18 +60,17 @@ class Shape:
 
     def abstract(self) -> tuple[jax.ShapeDtypeStruct, ...]:
         """(q, k_pages, v_pages, page_table, lengths) as shapes."""
-        pages = int(np.prod(self.table)), self.kv_heads, self.page_size, self.head_dim
-        of = jax.ShapeDtypeStruct
-        q = of((self.rows, self.tokens, self.heads, self.head_dim), jnp.bfloat16)
-        kv = of(pages, jnp.bfloat16)
-        return q, kv, kv, of(self.table, jnp.int32), of((self.rows,), jnp.int32)
+        pages = self.rows * self.table[1], self.kv_heads, self.page_size, self.head_dim
+        q = (self.rows, self.tokens, self.heads, self.head_dim)
+        floats = [jax.ShapeDtypeStruct(shape, jnp.bfloat16) for shape in (q, pages, pages)]
+        return *floats, *(jax.ShapeDtypeStruct(shape, jnp.int32) for shape in (self.table, (self.rows,)))
 
     def arguments(self) -> tuple[jax.Array, ...]:
         """The same, drawn; a row's pages lie anywhere."""
         keys = jax.random.split(jax.random.key(0), 4)
         q, k, v, *_ = self.abstract()
         drawn = [jax.random.normal(key, x.shape, x.dtype) for key, x in zip(keys[:3], (q, k, v), strict=True)]
-        table = jax.random.permutation(keys[3], int(np.prod(self.table))).reshape(self.table).astype(jnp.int32)
+        table = jax.random.permutation(keys[3], self.rows * self.table[1]).reshape(self.table).astype(jnp.int32)
         return *drawn, table, jnp.asarray(self.lengths)
 
 
@@ -167,7 +166,11 @@ def _space(shape: Shape) -> list[mosaic.Config]:
 
 def _run(shape: Shape, config: mosaic.Config) -> Callable[..., jax.Array]:
     options = Options(shape.head_dim**-0.5, shape.window, shape.softcap)
-    return lambda *arguments: mosaic.run(*arguments, None, options, config).out
+
+    def run(q: Any, k_pages: Any, v_pages: Any, page_table: Any, lengths: Any) -> jax.Array:
+        return mosaic.run(q, k_pages, v_pages, page_table, lengths, None, options, config).out
+
+    return run
 
 
 def _key(shape: Shape) -> Mapping[str, int | str]:

@@ -68,20 +68,20 @@ def _case(*lengths: int, **changes: Any) -> Case:
 
 
 CASES: Mapping[str, Case] = {
-    "decode": _case(1, 63, 64, 65, 0, 130),
+    "decode": _case(1, 63, 0, 65, 129, 320, heads=(4, 1)),
     "one row": _case(17, heads=(1, 1)),
     "all rows empty": _case(0, 0),
     "heads of 128, pages of 64, group 1": _case(97, 200, heads=(2, 2), head_dim=128, page_size=64),
     "heads of 256, pages of 128, group 8": _case(300, 131, heads=(8, 1), head_dim=256, page_size=128),
     "group of 3, pages of 32": _case(33, 161, heads=(6, 2), page_size=32),
     "float16": _case(77, 5, dtype="float16"),
-    "window": _case(1, 40, 64, 200, 129, options=Options(0.125, window=40), evicted=True),
+    "window": _case(1, 40, 300, 129, heads=(4, 1), options=Options(0.125, window=40), evicted=True),
     "window of one": _case(65, 64, options=Options(0.125, window=1), evicted=True),
     "softcap": _case(90, 150, options=Options(0.125, softcap=2.0)),
     "extreme logits": Case(Cache((90, 150), magnitude=1e4), ceiling=2e-2),
     "long table": _case(100, 9, max_pages=64),
     "several tokens": _case(3, 64, 70, 0, 2, tokens=3),
-    "fewer new tokens": _case(64, 70, 5, 9, 0, tokens=5, new=(5, 3, 1, 0, 0)),
+    "fewer new tokens": _case(128, 70, 5, 9, tokens=5, new=(5, 3, 1, 0), heads=(4, 2)),
     "prefill": _case(100, 200, 70, tokens=70, new=(70, 33, 70)),
     "prefill, window, softcap": _case(
         150, 320, tokens=50, heads=(4, 1), options=Options(0.125, window=70, softcap=5.0), evicted=True

@@ -15,6 +15,7 @@ Letters in names of shapes: B sequences, K heads of keys, R rows, S partial resu
 import dataclasses
 import functools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -24,6 +25,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from assay_kernels import mosaic
+from assay_kernels.paged_attention.reference import LOWEST
 from assay_kernels.paged_attention.shapes import Options, PagedAttention
 from assay_kernels.target import Target, current_target
 from assay_kernels.tuning import tuned
@@ -32,7 +34,6 @@ EXACT = ("rows", "head_dim", "page_size")  # of `key`, what a measured configura
 HEAD_DIMS, PAGE_SIZES = (64, 128, 256), (16, 32, 64, 128)
 WARPGROUPS, WARPGROUP_ROWS = 2, 64  # that compute, beside one that copies; rows of a product on the tensor cores
 SHARED = 232448  # bytes of shared memory that a thread block may have
-LOWEST = -1e30  # below every logit, and finite: differences of it are 0, not NaN
 SPLIT_COST = 1  # blocks of slots that are read in the time that an item's queries and partial results take
 
 
@@ -141,7 +142,7 @@ def rule(rows: int, heads: int, slots: int, head_dim: int, target: Target) -> Co
     def last(splits: int) -> int:
         return -(-items * splits // target.cores) * (-(-steps // splits) + SPLIT_COST)
 
-    return dataclasses.replace(found, splits=min(range(1, min(steps, 64) + 1), key=last))
+    return dataclasses.replace(found, splits=min(range(1, min(steps, target.cores) + 1), key=last))
 
 
 def attend(
@@ -155,8 +156,8 @@ def attend(
 ) -> PagedAttention:
     """As `reference`."""
     shape = key(q, k_pages, page_table, options.window)
-    sizes = (int(shape[name]) for name in ("rows", "heads", "slots", "head_dim"))
-    otherwise = rule(*sizes, current_target())
+    rows, heads, slots, head_dim = (int(shape[name]) for name in ("rows", "heads", "slots", "head_dim"))
+    otherwise = rule(rows, heads, slots, head_dim, current_target())
     config = tuned("paged_attention", "mosaic", shape, exact=EXACT, otherwise=otherwise)
     return run(q, k_pages, v_pages, page_table, lengths, q_lengths, options, config)
 
@@ -336,13 +337,12 @@ def _divided(x: Any, by: int) -> tuple[Any, Any]:
     return lax.div(x, jnp.int32(by)), lax.rem(x, jnp.int32(by))
 
 
-def _body(
-    plan: Plan, q_gmem, k_gmem, v_gmem, table_gmem, lengths_gmem, q_lengths_gmem, out_gmem, lse_gmem, **scratch
-) -> None:
+def _body(plan: Plan, *gmem: Any, **scratch: Any) -> None:
+    q_gmem, k_gmem, v_gmem, table_gmem, lengths_gmem, q_lengths_gmem, out_gmem, lse_gmem = gmem
     refs, cta, warpgroup = _Refs(**scratch), lax.axis_index("cta"), lax.axis_index("warpgroup")
     c, (items, _) = plan.config, _divided(plan.items - cta + plan.ctas - 1, plan.ctas)
 
-    def over_items(work) -> Any:
+    def over_items(work: Callable[[Any, Item, Any], None]) -> Any:
         """work: (which of the thread block's items, the item, blocks of slots before it). Returns how many blocks there were."""
 
         def step(i: Any, before: Any) -> Any:
@@ -353,7 +353,7 @@ def _body(
         return lax.fori_loop(0, items, step, jnp.int32(0))
 
     @pl.when(warpgroup == WARPGROUPS)
-    def _() -> None:
+    def copies() -> None:
         plgpu.set_max_registers(40, action="decrease")
         count = over_items(functools.partial(_produce, plan, q_gmem, k_gmem, v_gmem, table_gmem, refs))
         for freed, stages, used in (
@@ -365,7 +365,7 @@ def _body(
                 pl.when(used > stage)(functools.partial(plgpu.barrier_wait, freed.at[stage]))
 
     @pl.when(warpgroup < WARPGROUPS)
-    def _() -> None:
+    def computes() -> None:
         plgpu.set_max_registers(232, action="increase")
         over_items(functools.partial(_consume, plan, out_gmem, lse_gmem, refs))
 
@@ -388,14 +388,24 @@ class _Refs:
     v_clean: Any
 
 
-def _produce(plan: Plan, q_gmem, k_gmem, v_gmem, table_gmem, refs: _Refs, number: Any, item: Item, before: Any) -> None:
+def _produce(
+    plan: Plan,
+    q_gmem: Any,
+    k_gmem: Any,
+    v_gmem: Any,
+    table_gmem: Any,
+    refs: _Refs,
+    number: Any,
+    item: Item,
+    before: Any,
+) -> None:
     """The warpgroup that copies: an item's queries, then its blocks of keys and values, each when its stage is free."""
     c, copied, parts = plan.config, plan.copied, 1 if plan.alternate else WARPGROUPS
     of_page = plan.page_size // copied
     _, q_stage = _divided(number, c.q_stages)
 
     @pl.when(number >= c.q_stages)
-    def _() -> None:
+    def wait_for_queries() -> None:
         plgpu.barrier_wait(refs.q_free.at[q_stage])
 
     for part in range(parts):
@@ -425,7 +435,7 @@ def _produce(plan: Plan, q_gmem, k_gmem, v_gmem, table_gmem, refs: _Refs, number
         ):
 
             @pl.when(count >= c.stages)
-            def _(free=free) -> None:
+            def wait(free: Any = free) -> None:
                 plgpu.barrier_wait(free.at[stage])
 
             for piece, index in enumerate(here):
@@ -435,11 +445,11 @@ def _produce(plan: Plan, q_gmem, k_gmem, v_gmem, table_gmem, refs: _Refs, number
         return following
 
     @pl.when(item.start < item.end)
-    def _() -> None:
+    def copy_blocks() -> None:
         lax.fori_loop(item.start, item.end, step, pieces(item.start))
 
 
-def _consume(plan: Plan, out_gmem, lse_gmem, refs: _Refs, number: Any, item: Item, before: Any) -> None:
+def _consume(plan: Plan, out_gmem: Any, lse_gmem: Any, refs: _Refs, number: Any, item: Item, before: Any) -> None:
     """A warpgroup that computes: 64 rows of the softmax over an item's slots, or over every other block of them, as they come."""
     c, o, D = plan.config, plan.options, plan.head_dim
     warpgroup = lax.axis_index("warpgroup")
@@ -532,7 +542,7 @@ def _zero_unseen(plan: Plan, item: Item, i: Any, v_smem: Any, clean: Any, warpgr
         piece[...] = jnp.where((slot >= item.first) & (slot < item.last), values, jnp.zeros_like(values))
 
     @pl.when((start < item.first) | (start + block > item.last))
-    def _() -> None:
+    def zero_pieces() -> None:
         for number, piece in enumerate(pieces):
             mine = True if plan.alternate else warpgroup == number % WARPGROUPS
             pl.when(mine)(functools.partial(zero, *piece))
@@ -542,7 +552,16 @@ def _zero_unseen(plan: Plan, item: Item, i: Any, v_smem: Any, clean: Any, warpgr
             plgpu.barrier_wait(clean)
 
 
-def _write(plan: Plan, item: Item, acc_RD, top_R, total_R, out_gmem, lse_gmem, refs: _Refs) -> None:
+def _write(
+    plan: Plan,
+    item: Item,
+    acc_RD: jax.Array,
+    top_R: jax.Array,
+    total_R: jax.Array,
+    out_gmem: Any,
+    lse_gmem: Any,
+    refs: _Refs,
+) -> None:
     """The warpgroup's rows of the result, some columns at a time; rows that saw nothing are 0."""
     warpgroup, rows = lax.axis_index("warpgroup"), plan.rows
     partial = item.split * WARPGROUPS + warpgroup if plan.alternate else item.split

@@ -6,6 +6,8 @@ from jax import lax
 
 from assay_kernels.paged_attention.shapes import Options, PagedAttention
 
+LOWEST = -1e30  # below every logit, and finite: a difference of it is 0, not NaN
+
 
 def reference(
     q: jax.Array,
@@ -29,7 +31,7 @@ def reference(
     if options.softcap is not None:
         logits = options.softcap * jnp.tanh(logits / options.softcap)
     logits = jnp.where(mask[:, None, None], logits, -jnp.inf)
-    top = jnp.maximum(jnp.max(logits, axis=-1, keepdims=True, initial=-jnp.inf), jnp.finfo(wide).min)
+    top = jnp.maximum(jnp.max(logits, axis=-1, keepdims=True, initial=-jnp.inf), LOWEST)
     weights = jnp.exp(logits - top)
     total = jnp.sum(weights, axis=-1, keepdims=True)
     out = jnp.einsum("bkgts,bksd->bkgtd", weights, v, precision="highest") / jnp.where(total == 0.0, 1.0, total)
