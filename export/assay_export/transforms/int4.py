@@ -10,7 +10,8 @@ from assay_export.transforms.quantised import quantised
 class Int4:
     """Kernels become int4, eight to a word, with a bf16 scale for each `group` inputs of an output channel.
 
-    Values are -7 to 7, rounded to nearest even. The words are in the order of assay_kernels.quant_matmul, whose rows are filled up to 256 inputs: kernels with fewer gain less.
+    Values are -7 to 7, rounded to nearest even. The words are in the order of assay_kernels.quant_matmul, whose rows are filled up to 256
+    inputs: kernels with fewer gain less.
 
     group: inputs that share a scale; kernels whose inputs it does not divide stay. skip: parts that stay, such as 'head' or 'mlp/down'.
     """
