@@ -50,8 +50,15 @@ LINES: Mapping[str, Mapping[str, str]] = {
     },
     "tracker": {"trackers": "[@tracker.my_plugin()]"},
     "importer": {},
+    "transform": {},
 }
 """The experiment's lines by kind, where they are more than `experiment.KIND = @KIND.my_plugin()`."""
+
+APART: Mapping[str, str] = {
+    "importer": "assay import my_plugin PATH --to DIR",
+    "transform": "assay export latest --transform my_plugin",
+}
+"""Kinds that are no part of an experiment, with the command that uses one."""
 
 
 def write(name: str, kind: str, parent: Path) -> Path:
@@ -86,9 +93,9 @@ def files(name: str, kind: str) -> dict[str, str]:
         "tests/conftest.py": _CONFTEST,
         f"tests/test_{name}.py": _IMPORTER_TEST if kind == "importer" else _TEST,
     }
-    if kind == "importer":
+    if kind in APART:
         del found[f"{name}.gin"]
-        found["README.md"] = found["README.md"].replace(_RUN, _IMPORT)
+        found["README.md"] = found["README.md"].replace(_RUN, APART[kind])
     words = {
         "MyPlugin": _camel(name),
         "my_plugin": name,
@@ -161,7 +168,6 @@ disable_error_code = ["import-untyped"]
 """
 
 _RUN = "assay run my_plugin.gin"
-_IMPORT = "assay import my_plugin PATH --to DIR"
 
 _README = f"""# my-plugin
 

@@ -21,6 +21,7 @@ from assay.testing.parallelism import ParallelismKit
 from assay.testing.schedule import ScheduleKit
 from assay.testing.tokenizer import TokenizerKit
 from assay.testing.tracker import TrackerKit
+from assay.testing.transform import TransformKit
 
 __all__ = [
     "KITS",
@@ -38,6 +39,7 @@ __all__ = [
     "ScheduleKit",
     "TokenizerKit",
     "TrackerKit",
+    "TransformKit",
     "check",
     "kit_of",
     "run",
@@ -58,6 +60,7 @@ KITS: dict[str, type[Kit]] = {
         TrackerKit,
         ImporterKit,
         KernelKit,
+        TransformKit,
     )
 }
 """Kind -> its kit."""
