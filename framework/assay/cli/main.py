@@ -2,6 +2,7 @@
 
 import argparse
 import importlib
+import importlib.metadata
 import keyword
 import os
 import sys
@@ -10,7 +11,7 @@ from types import ModuleType
 from typing import NoReturn
 
 from assay import __version__
-from assay.errors import AssayError, did_you_mean
+from assay.errors import AssayError, PluginError, did_you_mean
 
 VERBS = {
     "list": "list the plugins there are, by kind",
@@ -30,6 +31,9 @@ VERBS = {
     "ui": "start Aim's web page on the runs there are",
 }
 """Verb -> its line in `assay --help`; the verb's code is in the module of that name, beside this one."""
+
+GROUP = "assay.verb"
+"""Entry points of verbs in other packages: a module with ABOUT (its line in `assay --help`), HELP, EXAMPLE, add_arguments and run."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -70,8 +74,9 @@ def _run(words: list[str]) -> int:
         return 2
     if words[0].startswith("-"):
         parser.parse_args(words[:1])
-    if words[0] not in VERBS:
-        parser.error(f"no verb '{words[0]}'.{did_you_mean(words[0], VERBS)} `assay --help` lists them.")
+    known = {*VERBS, *further()}
+    if words[0] not in known:
+        parser.error(f"no verb '{words[0]}'.{did_you_mean(words[0], known)} `assay --help` lists them.")
     verb = _load(words[0])
     args = _verb_parser(words[0], verb).parse_args(words[1:])
     return int(verb.run(args))
@@ -86,7 +91,8 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _parser() -> argparse.ArgumentParser:
-    lines = "\n".join(f"  {verb:<9} {help_line}" for verb, help_line in VERBS.items())
+    verbs = VERBS | {name: _about(name) for name in further()}
+    lines = "\n".join(f"  {verb:<9} {help_line}" for verb, help_line in verbs.items())
     parser = _Parser(
         prog="assay",
         usage="assay VERB …",
@@ -98,7 +104,31 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def further() -> dict[str, importlib.metadata.EntryPoint]:
+    """The verbs that installed packages add, sorted. None takes the place of one of these here."""
+    found = importlib.metadata.entry_points(group=GROUP)
+    return {point.name: point for point in sorted(found, key=lambda p: p.name) if point.name not in VERBS}
+
+
+def _about(verb: str) -> str:
+    """Its line; a package that is broken must not keep the others from being listed."""
+    try:
+        return str(_load(verb).ABOUT)
+    except Exception as error:
+        return f"(cannot be used: {error})"
+
+
 def _load(verb: str) -> ModuleType:
+    if verb not in VERBS:
+        point = further()[verb]
+        try:
+            return importlib.import_module(point.value)
+        except Exception as error:
+            origin = point.dist.name if point.dist else "unknown"
+            raise PluginError(
+                f"verb {verb} ({point.value}, of {origin}) cannot be imported: {type(error).__name__}: {error}; "
+                f"update or uninstall {origin}"
+            ) from error
     return importlib.import_module(f"assay.cli.{verb}_" if keyword.iskeyword(verb) else f"assay.cli.{verb}")
 
 

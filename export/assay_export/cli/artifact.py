@@ -1,0 +1,93 @@
+"""`assay artifact`: look at an artifact, check it again, and write it anew."""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from assay.errors import ExportError
+from assay.table import table
+
+ABOUT = "show, verify or refresh an exported artifact"
+HELP = "Show an artifact; verify its files and that it still computes what it did; refresh one whose programs will expire. Opening one executes nothing."
+EXAMPLE = "assay artifact show model\n  assay artifact verify model\n  assay artifact refresh model --out model-2"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The action and the artifact."""
+    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+    show = actions.add_parser("show", help="what it is, without running it")
+    show.add_argument("--json", action="store_true", help="print the manifest")
+    verify = actions.add_parser(
+        "verify", help="check every digest, and compare with the outputs stored in it; 1 where one differs"
+    )
+    refresh = actions.add_parser("refresh", help="write its StableHLO programs anew, with the jax that there is")
+    refresh.add_argument("--out", type=Path, required=True, metavar="DIR", help="the directory to make")
+    for action in (show, verify, refresh):
+        action.add_argument("artifact", type=Path, metavar="DIR", help="an artifact")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Do it."""
+    if args.action == "show":
+        return _show(args.artifact, as_json=args.json)
+    return _verify(args.artifact) if args.action == "verify" else _refresh(args.artifact, args.out)
+
+
+def _show(directory: Path, *, as_json: bool) -> int:
+    from assay_export import manifest
+
+    content = manifest.read(directory)
+    if as_json:
+        print(json.dumps(content, indent=1))
+        return 0
+    lineage, weights = content["lineage"], content["weights"]
+    print(f"status   {content['status']}")
+    print(f"from     run {lineage.get('run')}, step {lineage.get('step')}")
+    print(f"weights  {weights['parameters']:,} parameters, {', '.join(weights['dtypes'])}, {weights['bytes']:,} bytes")
+    for name, found in content["formats"].items():
+        expires = f"; its programs expire on {found['facts']['expires']}" if "expires" in found["facts"] else ""
+        print(f"{name:<8} {', '.join(found['programs'])}; needs {', '.join(found['requirements'])}{expires}")
+    for note in [*content["notes"], *(n for found in content["formats"].values() for n in found["notes"])]:
+        print(f"note     {note}")
+    dims = content["dims"]
+    print(table([("PROGRAM", "", "NAME", "DTYPE", "SHAPE"), *_ports(content)]))
+    print("sizes    " + (", ".join(f"{n} {d['low']} to {d['high']}" for n, d in dims.items()) or "all are fixed"))
+    return 0
+
+
+def _ports(content: dict[str, Any]) -> list[tuple[str, ...]]:
+    rows = []
+    for name, program in content["programs"].items():
+        for side in ("inputs", "outputs"):
+            for port, tensor in program[side].items():
+                rows.append((name, side[:-1], port, tensor["dtype"], "(" + ", ".join(map(str, tensor["shape"])) + ")"))
+    return rows
+
+
+def _verify(directory: Path) -> int:
+    from assay_export import manifest
+    from assay_export.cli.export import report
+    from assay_export.verify import verify
+
+    content = manifest.read(directory)
+    wrong = manifest.damage(directory, content)
+    if wrong:
+        raise ExportError("\n".join(f"{directory}: {line}" for line in wrong))
+    print(f"{len(content['files'])} files are as they were written")
+    checked = verify(directory, content)
+    print(report(checked))
+    if content["status"] != "verified":
+        print(f"{directory} is marked {content['status']} since it was written")
+    return 1 if content["status"] != "verified" or any(c.problems for c in checked.values()) else 0
+
+
+def _refresh(directory: Path, out: Path) -> int:
+    from assay_export.cli.export import report
+    from assay_export.refresh import refresh
+
+    checked = refresh(directory, out)
+    print(report(checked))
+    failed = any(c.problems for c in checked.values())
+    print(f"{out}: " + ("FAILED the comparison; it is marked so" if failed else "verified"))
+    return 1 if failed else 0

@@ -1,0 +1,99 @@
+"""`assay export`: from a run to an artifact that runs without Assay, checked on the spot."""
+
+import argparse
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from assay import devices
+from assay.cli.resume import add_run
+from assay.errors import ExportError
+from assay.runs import RunDirectory, open_run
+
+if TYPE_CHECKING:
+    from assay_export.parity import Checked
+
+ABOUT = "make an artifact of a run that runs without Assay, and prove that it computes the same"
+HELP = (
+    "Write a checkpoint of a run as an artifact: programs in one or more formats, their weights, and what they were checked with. Every "
+    "program is run in a fresh process and compared with the live model; 1 where one differs by more than its bound."
+)
+EXAMPLE = "assay export latest --to stablehlo --out model\n  assay export latest --to stablehlo --best --max-batch 8"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The run, the formats, the checkpoint and the bounds."""
+    add_run(parser)
+    parser.add_argument("--to", default="stablehlo", metavar="FORMAT,…", help="exporter plugins (default: stablehlo)")
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--step", type=int, metavar="N", help="the checkpoint's step (default: the newest)")
+    which.add_argument("--best", action="store_true", help="the best checkpoint, by the experiment's keep_best")
+    parser.add_argument(
+        "--out", type=Path, metavar="DIR", help="the directory to make (default: exports/step-N in the run)"
+    )
+    parser.add_argument("--max-batch", type=int, default=32, metavar="N", help="largest batch (default: 32)")
+    parser.add_argument(
+        "--max-length", type=int, metavar="N", help="longest sequence and cache (default: the dataset's rows)"
+    )
+    parser.add_argument(
+        "--examples", type=int, default=512, metavar="N", help="examples over which metrics are compared (default: 512)"
+    )
+    parser.add_argument(
+        "--bisect", action="store_true", help="where the artifact differs, name the first layer that does"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Export, and print what the gate found; 1 where it failed."""
+    for name in ("max_batch", "examples", "max_length"):
+        if getattr(args, name) is not None and getattr(args, name) < 1:
+            raise ExportError(f"--{name.replace('_', '-')} {getattr(args, name)}: must be at least 1")
+    found = open_run(args.run, args.root)
+    devices.configure()
+    from assay_export.export import export
+    from assay_export.runners import exporter_of
+
+    exporters = {name: exporter_of(name) for name in dict.fromkeys(args.to.split(","))}
+    step = _best(found) if args.best else args.step
+    limits = {"max_batch": args.max_batch, "max_length": args.max_length, "examples": args.examples}
+    out, checked = export(found, exporters, step=step, out=args.out, bisect=args.bisect, **limits)
+    print(report(checked))
+    failed = any(c.problems for c in checked.values())
+    print(f"{out}: " + ("FAILED the comparison with the live model; it is marked so" if failed else "verified"))
+    return 1 if failed else 0
+
+
+def report(checked: "Mapping[str, Checked]") -> str:
+    """A line for each case of each format that is among the worst of its kind, the metrics, and every problem."""
+    lines = []
+    for name, found in checked.items():
+        for kind in dict.fromkeys(row["kind"] for row in found.rows):
+            rows = [row for row in found.rows if row["kind"] == kind]
+            worst = max(rows, key=lambda row: row["max_abs"])
+            agree = [row["argmax"] for row in rows if row["argmax"] is not None]
+            share = f"  argmax agrees {100 * min(agree):.2f}%" if agree else ""
+            lines.append(
+                f"{name:<10} {kind:<8} {len(rows):>3} cases  max abs {worst['max_abs']:.1e}  norm {worst['norm']:.1e}{share}"
+                f"  worst: {worst['case']}"
+            )
+        for metric, (theirs, live) in found.metrics.items():
+            lines.append(f"{name:<10} {metric} {theirs:.6f}, live {live:.6f} over {found.examples} examples")
+        lines += [f"{name:<10} DIFFERS: {problem}" for problem in found.problems]
+    return "\n".join(lines)
+
+
+def _best(run: RunDirectory) -> int:
+    """The best checkpoint's step. Raises ExportError where none is kept."""
+    from assay.checkpoint.checkpoints import Checkpoints
+    from assay.train.launch import recorded
+
+    best = recorded(run).experiment.keep_best
+    if best is None:
+        raise ExportError(
+            f"run {run.id} keeps no best checkpoint (experiment.keep_best is None); choose one with --step N"
+        )
+    checkpoints = Checkpoints(run.checkpoints, best=best, read_only=True) if run.checkpoints.is_dir() else None
+    step = checkpoints.best() if checkpoints else None
+    if step is None:
+        raise ExportError(f"run {run.id} has no checkpoint with a value of {best.removeprefix('+')} yet")
+    return step

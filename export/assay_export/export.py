@@ -1,0 +1,86 @@
+"""From a run to an artifact: restore, trace, write, compare with the live model, mark, and give it its name."""
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from assay.errors import ExportError
+from assay.kinds import Exporter
+from assay.runs import RunDirectory
+from assay.train.launch import restored
+from assay_export import artifact, manifest, parity, stored
+from assay_export.bisect import first_difference
+from assay_export.card import card
+from assay_export.cases import Case
+from assay_export.lineage import lineage_of, write_tokenizer
+from assay_export.live import Live
+from assay_export.parity import Checked
+from assay_export.programs import exported
+
+EXAMPLE_ROWS = 8
+
+
+def export(
+    run: RunDirectory,
+    exporters: Mapping[str, Exporter],
+    *,
+    step: int | None = None,
+    out: Path | None = None,
+    max_batch: int = 32,
+    max_length: int | None = None,
+    examples: int = parity.EXAMPLES,
+    bisect: bool = False,
+    report: Callable[[str], None] = print,
+) -> tuple[Path, dict[str, Checked]]:
+    """(the artifact, what the gate found of each format). The artifact is written even where the gate finds it wrong, and marked so.
+
+    step: of the checkpoint, None for the newest. out: None for `exports/step-STEP` in the run. max_batch, max_length: bounds of the
+    dynamic dimensions. examples: most for the task's metrics. bisect: name the first layer that differs.
+    Raises RunError, CheckpointError, ExportError.
+    """
+    if run.status() == "running":
+        raise ExportError(f"run {run.id} is still training; wait until it ends, or stop it with Ctrl-C, which saves")
+    if out is not None:
+        artifact.check_free(out)
+    plan, state, step = restored(run, step)
+    out = out or run.path / "exports" / f"step-{step}"
+    live = Live(plan, state.variables)
+    rows = live.examples(min(EXAMPLE_ROWS, max_batch))
+    limits: Any = {"max_batch": max_batch, "max_length": max_length}
+    source = exported(plan, state.variables, rows, lineage_of(run, step), **limits)
+    for note in source.notes:
+        report(f"note: {note}")
+    with artifact.new(out) as directory:
+        tokenizer = write_tokenizer(plan.experiment, plan.spec, directory)
+        content = artifact.fill(directory, source, exporters, {"tokenizer": tokenizer})
+        found, kept = dict[str, Checked](), dict[str, tuple[Case, np.ndarray]]()
+        for name, exporter in exporters.items():
+            bound, keep = (
+                content["formats"][name]["tolerance"],
+                lambda case, output: kept.update({case.label: (case, output)}),
+            )
+            found[name] = parity.gate(
+                directory, name, exporter, source, live, bound=bound, examples=examples, seen=keep
+            )
+            if found[name].problems and bisect:
+                report(first_difference(directory, name, exporter, source, live))
+        finish(directory, content, found, kept)
+    return out, found
+
+
+def finish(
+    directory: Path,
+    content: Mapping[str, Any],
+    found: Mapping[str, Checked],
+    kept: Mapping[str, tuple[Case, np.ndarray]],
+) -> None:
+    """Write what the gate found, the examples and the card, and seal the artifact with its status."""
+    status = "failed" if any(checked.problems for checked in found.values()) else "verified"
+    text = json.dumps({"status": status, "formats": parity.json_of(found)}, indent=1, allow_nan=False)
+    (directory / artifact.PARITY).write_text(text + "\n", encoding="utf-8")
+    stored.store(list(kept.values()), directory / artifact.CASES)
+    (directory / artifact.CARD).write_text(card(content, found), encoding="utf-8")
+    manifest.seal(directory, content, status)

@@ -1,0 +1,103 @@
+"""Runners of an artifact: in this process, or in a fresh one that imports nothing but what the format's loader needs.
+
+Both use the loaders that are installed with the exporters. The copies in the artifact are for those who have no Assay; none of it is executed.
+"""
+
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+
+from assay import registry
+from assay.errors import ExportError, PluginError
+from assay.exported import Runner
+from assay.kinds import Exporter
+from assay.registry import REQUIRED
+from assay_export import run
+
+SCRIPT = Path(run.__file__)
+
+
+def exporter_of(name: str) -> Exporter:
+    """The exporter plugin of a format, with its defaults. Raises PluginError where it needs parameters."""
+    plugin: Callable[..., Exporter] = registry.load("exporter", name)
+    required = [p.name for p in registry.parameters(plugin).values() if p.default is REQUIRED]
+    if required:
+        raise PluginError(f"exporter.{name} needs {', '.join(required)}; `assay export` gives exporters no parameters")
+    return plugin()
+
+
+def opened(artifact: Path, name: str, exporter: Exporter) -> Runner:
+    """The format `name` of an artifact, in this process. Raises ExportError for inputs that do not fit, and what the format raises."""
+    call = run.load(artifact, name, exporter.loader())
+
+    def runner(program: str, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        try:
+            return {n: np.asarray(x) for n, x in call(program, inputs).items()}
+        except ValueError as error:
+            raise ExportError(str(error)) from error
+
+    return runner
+
+
+class Process:
+    """A Runner in a fresh process, as a context manager. bfloat16 comes out as float32.
+
+    python: of an environment that has the format's requirements; that of this process where it is None.
+    """
+
+    def __init__(self, artifact: Path, name: str, exporter: Exporter, python: str | None = None) -> None:
+        self._name = name
+        loader = ["--artifact", str(artifact), "--format", name, "--loader", str(exporter.loader())]
+        self._command = [python or sys.executable, "-I", str(SCRIPT), "--serve", *loader]
+
+    def __enter__(self) -> Self:
+        """Start the process."""
+        self._files = tempfile.TemporaryDirectory(prefix="assay-parity-")
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115
+        pipe = subprocess.PIPE
+        self._process = subprocess.Popen(self._command, stdin=pipe, stdout=pipe, stderr=self._errors, text=True)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        """End it."""
+        self._process.kill()
+        self._process.communicate()
+        self._errors.close()
+        self._files.cleanup()
+
+    def __call__(self, program: str, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """The outputs for named inputs. Raises ExportError with what the process says."""
+        given, got = (Path(self._files.name) / f"{side}.npz" for side in ("inputs", "outputs"))
+        np.savez(given, **{name: _storable(x) for name, x in inputs.items()})  # type: ignore[arg-type]
+        problem = self._asked([program, str(given), str(got)])
+        if problem:
+            raise ExportError(f"{self._name}: {problem}")
+        with np.load(got, allow_pickle=False) as arrays:
+            return dict(arrays)
+
+    def _asked(self, request: Sequence[str]) -> Any:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        try:
+            self._process.stdin.write(json.dumps(request) + "\n")
+            self._process.stdin.flush()
+            answer = self._process.stdout.readline()
+        except BrokenPipeError:
+            answer = ""
+        if not answer:
+            self._process.wait()
+            self._errors.seek(0)
+            last = self._errors.read().decode(errors="replace").strip().splitlines()[-1:] or ["nothing"]
+            raise ExportError(f"{self._name}: the process that runs the artifact ended and said: {last[0]}")
+        return json.loads(answer)
+
+
+def _storable(array: Any) -> np.ndarray:
+    return np.asarray(array, np.float32) if str(array.dtype) == "bfloat16" else np.asarray(array)

@@ -1,0 +1,1 @@
+"""The StableHLO format of artifacts."""

@@ -1,0 +1,35 @@
+"""An artifact checked again, without its run: the examples stored in it are computed in a fresh process and compared."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from assay.errors import ExportError
+from assay_export import artifact, manifest, parity, stored
+from assay_export.cases import Case
+from assay_export.compare import bound_of
+from assay_export.parity import Checked
+from assay_export.runners import exporter_of
+
+
+def verify(directory: Path, content: Mapping[str, Any]) -> dict[str, Checked]:
+    """Format -> what was found. content: the manifest's. Raises ExportError where the examples cannot be read."""
+    try:
+        kept = stored.stored(directory / artifact.CASES)
+    except Exception as error:
+        raise ExportError(f"{directory / artifact.CASES} cannot be read: {error}; {manifest.AGAIN}") from error
+    return verify_with(directory, content, kept)
+
+
+def verify_with(
+    directory: Path, content: Mapping[str, Any], kept: Sequence[tuple[Case, np.ndarray]]
+) -> dict[str, Checked]:
+    """The same with examples from elsewhere."""
+    signatures = {name: manifest.signature_of(content, name) for name in content["programs"]}
+    found = {}
+    for name, written in content["formats"].items():
+        bound = written["tolerance"] or bound_of(content["weights"]["dtypes"])
+        found[name] = parity.again(directory, name, exporter_of(name), signatures, kept, bound)
+    return found
