@@ -101,7 +101,7 @@ class TransformKit(Kit):
 def _perceptron() -> Exported:
     """tanh(x A + a) B, its weights by path, for any batch."""
     draw = np.random.default_rng(0).normal
-    weights = {
+    weights: dict[str, np.ndarray] = {
         "up/kernel": draw(size=(INPUTS, HIDDEN)).astype(np.float32) / 16,
         "up/bias": draw(size=HIDDEN).astype(np.float32),
         "head/kernel": draw(size=(HIDDEN, OUTPUTS)).astype(np.float32) / 16,

@@ -16,6 +16,7 @@ from assay_plugins.exporters import tensors
 from assay_plugins.exporters.layouts import Layout, layout_of
 from assay_plugins.exporters.tokenizer import tokenizer_files
 from assay_plugins.exporters.unwrapped import unwrapped
+from assay_plugins.importers.hf import HF as Importer
 from assay_plugins.importers.rules import Rule
 
 REQUIREMENTS = ("transformers>=4.51", "torch", "safetensors")
@@ -44,12 +45,12 @@ class HF:
     def write(self, source: Exported, directory: Path) -> Written:
         """Write config.json, the safetensors files and, for text, the tokenizer's files and generation_config.json.
 
-        Raises ExportError for a model or tokenizer that the layout cannot express.
+        Raises ExportError for a model or tokenizer that the layout cannot express, and where the importer reads something else back.
         """
         layout, files = self.save(source.model, source.spec, source.weights, directory)
         (output, tensor), *_ = source.program("forward").signature.outputs.items()
         facts = {"architecture": layout.config["architectures"][0], "output": output, "columns": tensor.shape[-1]}
-        facts["files"] = files
+        facts |= {"files": files, "directory": directory.name}
         return Written(("forward",), facts, REQUIREMENTS, notes=_notes(layout))
 
     def loader(self) -> Path:
@@ -74,6 +75,7 @@ class HF:
         for name, values in texts.items():
             (directory / name).write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         tensors.save(exported, directory, self.shard_bytes)
+        _check(directory, arrays)
         return layout, sorted(path.name for path in directory.iterdir())
 
 
@@ -96,6 +98,18 @@ def _compare(rules: Sequence[Rule], arrays: Mapping[str, np.ndarray]) -> None:
             f"  {path}: {given.get(path, 'missing')}, the layout has {wanted.get(path, 'none')}" for path in differ
         ]
         raise ExportError("the model's parameters are not those that its options say:\n" + "\n".join(lines))
+
+
+def _check(directory: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Raise ExportError unless the importer reads these arrays in `directory`, to the bit of what float32 holds."""
+    found = Importer().read(directory).parameters
+    wrong = [
+        path
+        for path in arrays
+        if not np.array_equal(found[path], np.asarray(arrays[path]).astype(np.float32), equal_nan=True)
+    ]
+    if wrong:
+        raise ExportError(f"{directory}: {', '.join(wrong)} differ when they are read back; write the model again")
 
 
 def _ends(spec: DataSpec) -> dict[str, int]:

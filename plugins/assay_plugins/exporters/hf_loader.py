@@ -8,7 +8,6 @@ import numpy as np
 import torch
 import transformers
 
-FILES = Path(__file__).parent
 Arrays = dict[str, np.ndarray]
 MASKED = -1e30  # the logit of ids that only pad a vocabulary, which the files leave out
 NAMES = {"token_types": "token_type_ids", "positions": "position_ids"}
@@ -17,7 +16,7 @@ NAMES = {"token_types": "token_type_ids", "positions": "position_ids"}
 def load(artifact: Path, manifest: dict[str, Any], facts: dict[str, Any]) -> Callable[[str, Arrays], Arrays]:
     """(program, inputs) -> outputs, for the program "forward"."""
     model_class = getattr(transformers, facts["architecture"])
-    model = model_class.from_pretrained(FILES, dtype="auto", attn_implementation="eager").eval()
+    model = model_class.from_pretrained(artifact / facts["directory"], dtype="auto", attn_implementation="eager").eval()
 
     def call(program: str, inputs: Arrays) -> Arrays:
         with torch.no_grad():
