@@ -16,11 +16,13 @@ from assay import config, registry
 from assay.checkpoint.checkpoints import dotted
 from assay.data.spec import ArraySpec, DataSpec
 from assay.errors import ExportError
+from assay.exported import Exported, Program, Signature, Tensor
 from assay.kinds import Model
 from assay.network import make_network
 from assay_plugins.exporters.hf import HF
 from assay_plugins.exporters.layouts import NEUTRAL
 from assay_plugins.importers.hf import HF as Importer
+from assay_plugins.importers.rules import Rule
 from assay_plugins.models.bert import BERT
 from assay_plugins.models.lora import LoRA
 from assay_plugins.models.mlp import MLP
@@ -339,6 +341,41 @@ def test_parameters_that_are_not_the_model_s_are_named(tmp_path: Path) -> None:
         "  blocks/0/mlp/up/kernel: (24, 16), the layout has (16, 24)",
         "  norm/scale: missing, the layout has (16,)",
     ]
+
+
+def test_weights_of_fewer_bits_are_refused_by_name(tmp_path: Path) -> None:
+    model = MODELS["llama"][1]
+    weights: dict[str, Any] = drawn(model, TEXT)
+    del weights["norm/scale"]
+    with pytest.raises(ExportError, match="missing, the layout has") as caught:
+        saved(model, tmp_path / "plain", weights)
+    assert "transforms" not in str(caught.value)
+    weights = drawn(model, TEXT)
+    kernel = weights.pop("blocks/0/mlp/up/kernel")
+    weights |= {"blocks/0/mlp/up/kernel/values": kernel.astype(np.int8), "blocks/0/mlp/up/kernel/scales": kernel[0]}
+    with pytest.raises(ExportError, match="leave out transforms that store others, such as int8"):
+        saved(model, tmp_path / "quantised", weights)
+
+
+def test_a_file_that_reads_back_otherwise_is_no_export(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = MODELS["llama"][1]
+    monkeypatch.setattr(Rule, "part", lambda self, source, array, tensor: tensor.fill(1.0))
+    with pytest.raises(ExportError, match=r"blocks/0/attention/query/kernel.* differ when they are read back"):
+        saved(model, tmp_path / "model")
+
+
+def test_it_writes_what_is_exported(tmp_path: Path) -> None:
+    model = MODELS["mixtral"][1]
+    output = {"output": Tensor(("batch", "seq", 13), "float32")}
+    programs = [Program("forward", lambda weights, inputs: {}, Signature({}, output))]
+    (tmp_path / "hf").mkdir()
+    written = HF().write(Exported(model, TEXT, programs, {}, drawn(model, TEXT), {}, {}), tmp_path / "hf")
+    assert written.programs == ("forward",)
+    files = ["config.json", "model.safetensors"]
+    facts = {"architecture": "MixtralForCausalLM", "output": "output", "columns": 13, "directory": "hf", "files": files}
+    assert written.facts == facts
+    assert HF().loader().name == "hf_loader.py"
+    assert HF().loader().is_file()
 
 
 def test_images_that_are_not_square_are_refused(tmp_path: Path) -> None:

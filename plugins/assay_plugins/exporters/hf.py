@@ -97,7 +97,12 @@ def _compare(rules: Sequence[Rule], arrays: Mapping[str, np.ndarray]) -> None:
         lines = [
             f"  {path}: {given.get(path, 'missing')}, the layout has {wanted.get(path, 'none')}" for path in differ
         ]
-        raise ExportError("the model's parameters are not those that its options say:\n" + "\n".join(lines))
+        other = any(path.rpartition("/")[0] in wanted for path in given.keys() - wanted.keys())
+        hint = (
+            "\nHugging Face's layout has plain floating point weights: leave out transforms that store others, such as int8"
+            * other
+        )
+        raise ExportError("the model's parameters are not those that its options say:\n" + "\n".join(lines) + hint)
 
 
 def _check(directory: Path, arrays: Mapping[str, np.ndarray]) -> None:
