@@ -50,15 +50,10 @@ LINES: Mapping[str, Mapping[str, str]] = {
     },
     "tracker": {"trackers": "[@tracker.my_plugin()]"},
     "importer": {},
+    "exporter": {},
     "transform": {},
 }
 """The experiment's lines by kind, where they are more than `experiment.KIND = @KIND.my_plugin()`."""
-
-APART: Mapping[str, str] = {
-    "importer": "assay import my_plugin PATH --to DIR",
-    "transform": "assay export latest --transform my_plugin",
-}
-"""Kinds that are no part of an experiment, with the command that uses one."""
 
 
 def write(name: str, kind: str, parent: Path) -> Path:
@@ -93,9 +88,13 @@ def files(name: str, kind: str) -> dict[str, str]:
         "tests/conftest.py": _CONFTEST,
         f"tests/test_{name}.py": _IMPORTER_TEST if kind == "importer" else _TEST,
     }
-    if kind in APART:
+    if kind in _VERBS:  # no part of an experiment
         del found[f"{name}.gin"]
-        found["README.md"] = found["README.md"].replace(_RUN, APART[kind])
+        found["README.md"] = found["README.md"].replace(_RUN, _VERBS[kind])
+    if kind == "exporter":
+        found[f"src/{name}/loader.py"] = resources.files("assay.templates").joinpath("loader.py").read_text("utf-8")
+        test = found[f"tests/test_{name}.py"]
+        found[f"tests/test_{name}.py"] = test.replace("    def plugin(", '    format = "my_plugin"\n\n    def plugin(')
     words = {
         "MyPlugin": _camel(name),
         "my_plugin": name,
@@ -168,6 +167,11 @@ disable_error_code = ["import-untyped"]
 """
 
 _RUN = "assay run my_plugin.gin"
+_VERBS = {
+    "importer": "assay import my_plugin PATH --to DIR",
+    "exporter": "assay export latest --to my_plugin",
+    "transform": "assay export latest --transform my_plugin",
+}
 
 _README = f"""# my-plugin
 

@@ -10,6 +10,7 @@ from assay.errors import PluginError
 from assay.experiment import Experiment
 from assay.registry import REQUIRED
 from assay.testing.dataset import DatasetKit
+from assay.testing.exporter import ExporterKit
 from assay.testing.importer import ImporterKit
 from assay.testing.kernel import KernelKit
 from assay.testing.kit import ExpectedFailure, Kit, Result, check, run, skip
@@ -27,6 +28,7 @@ __all__ = [
     "KITS",
     "DatasetKit",
     "ExpectedFailure",
+    "ExporterKit",
     "ImporterKit",
     "KernelKit",
     "Kit",
@@ -60,6 +62,7 @@ KITS: dict[str, type[Kit]] = {
         TrackerKit,
         ImporterKit,
         KernelKit,
+        ExporterKit,
         TransformKit,
     )
 }

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
@@ -26,6 +27,7 @@ from assay.parallel.layout import Layout, make_layout, parameter_shardings
 from assay.plan.plan import spec_of
 from assay.testing.examples import SPECS, batch_of, rows_of
 from assay.testing.kit import Kit, check, once, skip
+from assay_kernels import force, ops
 
 BATCH = 8
 SPREAD = 0.2  # of the noise on parameters, so that none is at an initial zero that hides its gradient
@@ -227,6 +229,21 @@ class ModelKit(Kit):
     def _state(self) -> tuple[Network, tuple[Tree, Tree, Tree]]:
         """The network, and (params, frozen, stats) with noise on every parameter."""
         return self._network(), _drawn(self._network())
+
+    @check
+    def test_exports(self) -> None:
+        """jax.export takes its evaluation, for the CPU and for CUDA, and the exported program gives the same output."""
+        network, state = self._state()
+        batch = self.batch(BATCH)
+        function = jax.jit(functools.partial(self._call, network))
+        try:
+            with force(**dict.fromkeys(ops(), "reference")):
+                exported = jax.export.export(function, platforms=("cpu", "cuda"))(state, batch)
+        except Exception as error:
+            raise AssertionError(f"it cannot be exported: {type(error).__name__}: {error}") from error
+        if jax.default_backend() not in ("cpu", "gpu"):
+            skip(f"it exports; nothing is exported for {jax.default_backend()}")
+        self._close(exported.call(state, batch), function(state, batch), "the exported and the compiled output")
 
     def _call(
         self,
