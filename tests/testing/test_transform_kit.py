@@ -42,7 +42,7 @@ class Scaled:
             narrow = lambda w, x: {k: v.astype(jnp.bfloat16) for k, v in function(w, x).items()}
             program = dataclasses.replace(program, function=narrow)
         if self.flaw == "infinite":
-            weights["up/bias"] = np.full_like(weights["up/bias"], np.inf)
+            weights["head/kernel"] = np.full_like(weights["head/kernel"], np.inf)
         if self.flaw == "in place":
             for w in source.weights.values():
                 w += 1

@@ -1,6 +1,15 @@
 """Assay's transforms do what every transform must."""
 
+from typing import Any
+
+import numpy as np
+
+from assay.checkpoint.checkpoints import dotted
+from assay.data.spec import ArraySpec, DataSpec
+from assay.exported import Dim, Exported, Program, Signature, Tensor
+from assay.network import make_network
 from assay.testing import TransformKit
+from assay_export.programs import module_of
 from assay_export.transforms.cast import Cast
 from assay_export.transforms.int4 import Int4
 from assay_export.transforms.int8 import Int8
