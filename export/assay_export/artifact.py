@@ -56,9 +56,13 @@ def new(out: Path) -> Iterator[Path]:
 
 
 def check_free(out: Path) -> None:
-    """Raise ExportError where `out` is there already, unless it is an empty directory."""
+    """Raise ExportError where `out` is there already, unless it is an empty directory, and where it cannot be made."""
     if out.is_symlink() or (out.exists() and (not out.is_dir() or any(out.iterdir()))):
         raise ExportError(f"{out} exists and is not an empty directory; choose another one with --out, or remove it")
+    parent = next(p for p in out.absolute().parents if p.exists())
+    if not (parent.is_dir() and os.access(parent, os.W_OK)):
+        why = "may not be written" if parent.is_dir() else "is no directory"
+        raise ExportError(f"{out} cannot be made: {parent} {why}; choose another one with --out")
 
 
 def fill(

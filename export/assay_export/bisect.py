@@ -1,6 +1,6 @@
 """Which layer of an artifact is the first that differs: the model is exported again with every layer's output, and those are compared.
 
-The artifact's own weights are used, so that a wrong weight shows in the layer that has it, and a wrong translation in the layer that it is of.
+The artifact's own weights are used: a wrong weight shows in the layer that has it, a wrong translation in the one that it is of.
 """
 
 import contextlib
@@ -19,7 +19,7 @@ from assay.exported import Exported, Program, Tensor
 from assay.kinds import Exporter
 from assay.network import make_network
 from assay_export import artifact, weights
-from assay_export.cases import OUTPUT
+from assay_export.cases import OUTPUT, cases
 from assay_export.compare import bound_of, difference
 from assay_export.live import Live
 from assay_export.programs import module_of
@@ -38,7 +38,7 @@ def first_difference(directory: Path, name: str, exporter: Exporter, source: Exp
 def _first(directory: Path, name: str, exporter: Exporter, source: Exported, live: Live) -> str:
     forward = source.program("forward")
     program = Program("forward", _Layers(live), forward.signature)
-    rows = {n: x[: source.dims["batch"].high] if "batch" in source.dims else x[:1] for n, x in source.examples.items()}
+    rows = next(cases(source)).inputs
     here = {path: np.asarray(w) for path, w in source.weights.items()}
     expected = jax.jit(program.function)(here, rows)
     bound = bound_of(w.dtype for w in here.values())
@@ -83,11 +83,11 @@ def _captured(module: Any, found: dict[str, Any]) -> Iterator[None]:
     before = {cls: cls.__dict__["__call__"] for cls in {type(node) for _, node in nodes} if "__call__" in cls.__dict__}
     try:
         for cls, call in before.items():
-            cls.__call__ = _noting(call, names, found)
+            type.__setattr__(cls, "__call__", _noting(call, names, found))
         yield
     finally:
         for cls, call in before.items():
-            cls.__call__ = call
+            type.__setattr__(cls, "__call__", call)
 
 
 def _noting(call: Any, names: Mapping[int, str], found: dict[str, Any]) -> Any:

@@ -1,4 +1,4 @@
-"""The inputs on which an artifact is compared with its model: real examples, and random ones over the corners of every dynamic dimension."""
+"""What an artifact is compared with its model on: real examples, and random ones over the corners of every dynamic dimension."""
 
 import dataclasses
 import math
@@ -51,7 +51,7 @@ def played(run: Runner, case: Case, signatures: Mapping[str, Signature]) -> np.n
         cache = {name: found[name] for name in cache}
         parts.append(found[OUTPUT][:, -1:])
     for place in range(before, tokens.shape[1]):
-        found = run("decode", {TOKENS: tokens[:, place : place + 1], "position": np.int32(place), **cache})
+        found = run("decode", {TOKENS: tokens[:, place : place + 1], "position": np.asarray(place, np.int32), **cache})
         cache = {name: found[name] for name in cache}
         parts.append(found[OUTPUT])
     return np.concatenate(parts[-1:] if case.kind == "decode" else parts, axis=1)
@@ -70,7 +70,7 @@ def greedy(
     """The prompt (batch, tokens) with `steps` tokens more, each the likeliest that the artifact gives."""
     cache, tokens, found = empty(signatures["decode"], sizes), prompt, dict[str, np.ndarray]()
     for place in range(prompt.shape[1], prompt.shape[1] + steps):
-        last = {TOKENS: tokens[:, -1:], "position": np.int32(place - 1)}
+        last = {TOKENS: tokens[:, -1:], "position": np.asarray(place - 1, np.int32)}
         found = run("decode", {**last, **cache}) if found else run("prefill", {TOKENS: prompt, **cache})
         cache = {name: found[name] for name in cache}
         chosen = np.argmax(found[OUTPUT][:, -1], axis=-1).astype(np.int32)

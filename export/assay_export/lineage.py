@@ -46,7 +46,7 @@ def write_tokenizer(experiment: Experiment, spec: DataSpec, directory: Path) -> 
     place.mkdir()
     plugin.save(encoder, place)
     names = [e.name for e in registry.entries("tokenizer") if e.target.endswith(f":{type(plugin).__qualname__}")]
-    settings = dataclasses.asdict(plugin) if dataclasses.is_dataclass(plugin) else {}
+    settings: dict[str, Any] = dataclasses.asdict(plugin) if dataclasses.is_dataclass(plugin) else {}
     return {
         "plugin": names[0] if names else None,
         "settings": {k: v for k, v in settings.items() if isinstance(v, str | int | float | bool | None)},

@@ -29,7 +29,7 @@ class Live:
     @functools.cached_property
     def module(self) -> Any:
         """The network."""
-        params, frozen, stats = self.variables
+        params, frozen, stats = jax.device_put(self.variables, jax.devices()[0])
         return self.plan.network.merge(params, stats, self.plan.experiment.compute_dtype, frozen)
 
     @functools.cached_property
@@ -89,6 +89,5 @@ class Live:
         return values_of(e, merged), count
 
     def _merged(self, a: Any, b: Any) -> Any:
-        merge = {str(i): m.merge for i, m in enumerate(self.plan.experiment.metrics)}
-        sums = lambda x, y: {k: x[k] + y[k] for k in x}
-        return {name: merge.get(name, sums)(a[name], b[name]) for name in a}
+        loss = {"loss": {k: a["loss"][k] + b["loss"][k] for k in a["loss"]}}
+        return loss | {str(i): m.merge(a[str(i)], b[str(i)]) for i, m in enumerate(self.plan.experiment.metrics)}

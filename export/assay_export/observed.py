@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
-import numpy as np
 
 from assay.errors import ConfigError
 from assay.kinds import Objective
@@ -54,7 +53,7 @@ def asked_shapes(
     return jax.eval_shape(lambda weights, batch: asked(objective, module(weights), batch), weights, batch)
 
 
-def outcome_with(objective: Objective, module: Any, batch: Mapping[str, np.ndarray], answer: Answer) -> Outcome | None:
+def outcome_with(objective: Objective, module: Any, batch: Mapping[str, Any], answer: Answer) -> Outcome | None:
     """The objective's outcome where `answer` takes the network's place, or None for one that calls the network in another way."""
     called: list[bool] = []
 

@@ -148,13 +148,20 @@ def _all(source: Exported, run: Runner) -> Iterator[Case]:
 def _metrics(run: Runner, source: Exported, live: Live, most: int) -> tuple[dict[str, tuple[float, float]], int]:
     """(metric -> (of the artifact, live), examples) over the evaluation split; nothing where the objective calls the network otherwise."""
     signature = source.program("forward").signature
+    bounds = {name: dim.high for name, dim in source.dims.items()}
+    if any(
+        n > most
+        for name, t in signature.inputs.items()
+        for n, most in zip(source.examples[name].shape[1:], t.at(bounds)[1:], strict=True)
+    ):
+        return {}, 0  # rows of the dataset are longer than what is exported
     size = min(source.dims["batch"].high, 32) if "batch" in signature.dims else 1
 
     def answer(shown: Mapping[str, Any]) -> Any:
         return run("forward", {name: np.asarray(shown[name]) for name in signature.inputs})[OUTPUT]
 
     found, expected = (live.metrics(call, size, most) for call in (answer, live.forward))
-    if found is None or expected is None:
+    if found is None or expected is None:  # a Bayesian network, say
         return {}, 0
     return {name: (found[0][name], value) for name, value in expected[0].items()}, expected[1]
 

@@ -40,7 +40,8 @@ def exported(
 ) -> Exported:
     """What is exported of a checkpoint.
 
-    variables: (params, frozen, stats) that evaluation uses. examples: rows of the evaluation split, as the objective shows them to the network.
+    variables: (params, frozen, stats) that evaluation uses. examples: rows of the evaluation split, as the objective shows them to the
+    network.
     max_batch: bound of "batch". max_length: bound of "seq" and "cache", None for the dataset's row length.
     Raises ExportError for a network that cannot be traced, naming the operation.
     """
@@ -58,6 +59,10 @@ def exported(
     if length:
         decoding, further = _decoding(plan, module, shapes, dims, max_length or length)
         programs, notes = [*programs, *decoding], [*notes, *further]
+        if max_length and max_length < length:
+            notes.append(
+                f"rows of the dataset have {length} tokens, more than {max_length}: its metrics are not compared"
+            )
     for program in programs[1:]:
         used |= _read(program.function, shapes, shapes_of(program.signature, dims, PROBE))[1]
     return Exported(

@@ -80,8 +80,8 @@ def main() -> None:
         program, source, target = json.loads(line)
         problem = None
         try:
-            with np.load(source, allow_pickle=False) as arrays, open(target, "wb") as file:
-                found = {name: np.asarray(x) for name, x in call(program, dict(arrays)).items()}
+            with np.load(source, allow_pickle=False) as arrays, Path(target).open("wb") as file:
+                found: Any = {name: np.asarray(x) for name, x in call(program, dict(arrays)).items()}
                 np.savez(file, **{n: x.astype("f4") if str(x.dtype) == "bfloat16" else x for n, x in found.items()})
         except Exception as error:
             problem = f"{type(error).__name__}: {error}"

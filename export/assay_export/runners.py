@@ -1,6 +1,6 @@
 """Runners of an artifact: in this process, or in a fresh one that imports nothing but what the format's loader needs.
 
-Both use the loaders that are installed with the exporters. The copies in the artifact are for those who have no Assay; none of it is executed.
+Both use the loaders that are installed with the exporters. Those in the artifact are for people without Assay, and are not executed.
 """
 
 import json
@@ -60,7 +60,7 @@ class Process:
     def __enter__(self) -> Self:
         """Start the process."""
         self._files = tempfile.TemporaryDirectory(prefix="assay-parity-")
-        self._errors = tempfile.TemporaryFile()  # noqa: SIM115
+        self._errors = tempfile.TemporaryFile()
         pipe = subprocess.PIPE
         self._process = subprocess.Popen(self._command, stdin=pipe, stdout=pipe, stderr=self._errors, text=True)
         return self

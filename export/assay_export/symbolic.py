@@ -30,7 +30,7 @@ def shapes_of(signature: Signature, dims: Mapping[str, Dim], batch: int) -> dict
 
 
 def _symbolic(names: tuple[str, ...], constraints: list[str]) -> tuple[Any, ...]:
-    return export.symbolic_shape(", ".join(names), constraints=constraints) if names else ()
+    return tuple(export.symbolic_shape(", ".join(names), constraints=constraints)) if names else ()
 
 
 def _shape(tensor: Tensor, sizes: Mapping[str, Any]) -> jax.ShapeDtypeStruct:

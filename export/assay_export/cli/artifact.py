@@ -9,7 +9,10 @@ from assay.errors import ExportError
 from assay.table import table
 
 ABOUT = "show, verify or refresh an exported artifact"
-HELP = "Show an artifact; verify its files and that it still computes what it did; refresh one whose programs will expire. Opening one executes nothing."
+HELP = (
+    "Show an artifact; verify its files, and that it still computes what it did; refresh one whose programs will expire. "
+    "Showing one executes nothing of it."
+)
 EXAMPLE = "assay artifact show model\n  assay artifact verify model\n  assay artifact refresh model --out model-2"
 
 
@@ -57,7 +60,7 @@ def _show(directory: Path, *, as_json: bool) -> int:
 
 
 def _ports(content: dict[str, Any]) -> list[tuple[str, ...]]:
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for name, program in content["programs"].items():
         for side in ("inputs", "outputs"):
             for port, tensor in program[side].items():

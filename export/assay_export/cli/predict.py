@@ -11,8 +11,8 @@ from assay.errors import ExportError
 
 ABOUT = "run an exported artifact on inputs from a file"
 HELP = (
-    "Run a program of an artifact on named arrays, from .npz, .npy (where there is one input) or .json; each is checked against the signature. "
-    "The outputs are written as .npz, or printed. A text artifact continues --text, greedily."
+    "Run a program of an artifact on named arrays, from .npz, .npy (where there is one input) or .json, which are checked against the "
+    "signature. The outputs are written as .npz, or printed. A text artifact continues --text, greedily."
 )
 EXAMPLE = (
     'assay predict model --input rows.npz --output logits.npz\n  assay predict model --text "def " --length 40\n'

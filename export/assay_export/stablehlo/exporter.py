@@ -58,12 +58,12 @@ class StableHLO:
     def _written(self, program: Program, source: Exported, directory: Path) -> dict[str, Any]:
         weights = {path: jax.ShapeDtypeStruct(w.shape, jnp.dtype(w.dtype)) for path, w in source.weights.items()}
         dynamic = symbols(program.signature, source.dims)
-        files = {}
+        files: dict[str, str] = {}
         for platforms, exported in _exports(program, weights, dynamic, self.platforms).items():
             name = f"{program.name}{'' if len(platforms) > 1 else '.' + platforms[0]}.jaxexport"
             (directory / name).write_bytes(exported.serialize())
             files |= dict.fromkeys(platforms, name)
-        static = {}
+        static: dict[str, Any] = {}
         for bucket in self.buckets:
             sizes = _sizes(program, source, bucket)
             label = "-".join([program.name, *(f"{n}{size}" for n, size in sizes.items())])
@@ -82,7 +82,7 @@ def _exports(
     except ExportError:
         if len(platforms) == 1:
             raise
-    found, refusals = {}, list[ExportError]()
+    found, refusals = dict[tuple[str, ...], export.Exported](), list[ExportError]()
     for platform in platforms:
         try:
             found[(platform,)] = _export(program, weights, inputs, [platform])

@@ -1,0 +1,122 @@
+"""Small models of every family, with weights in which no part is at an initial zero, and what the gate needs of them."""
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from assay import config
+from assay.exported import Exported
+from assay.plan.plan import make_plan
+from assay.train.state import initial_variables
+from assay_export import artifact
+from assay_export.live import Live
+from assay_export.parity import Checked, gate
+from assay_export.programs import exported
+from assay_export.stablehlo.exporter import StableHLO
+
+COMMON = """
+experiment.parallelism = @parallelism.data_parallel()
+parallelism.data_parallel.data = 1
+experiment.optimizer = @optimizer.adamw()
+optimizer.adamw.learning_rate = 1e-2
+experiment.trackers = []
+experiment.steps = 2
+experiment.batch_size = 8
+"""
+TEXT = """
+experiment.dataset = @dataset.python_stdlib()
+dataset.python_stdlib.context = 32
+dataset.python_stdlib.max_bytes = 300_000
+dataset.python_stdlib.tokenizer = @tokenizer.bytes()
+experiment.objective = @objective.next_token()
+experiment.metrics = [@metric.accuracy()]
+"""
+DIGITS = "experiment.dataset = @dataset.digits()\n"
+CLASSES = f"{DIGITS}experiment.objective = @objective.classification()\nexperiment.metrics = [@metric.accuracy()]\n"
+DENOISE = f"{DIGITS}experiment.objective = @objective.edm()\n"
+GRAPH = "experiment.dataset = @dataset.karate()\nexperiment.objective = @objective.classification()\n"
+DECODER = "model.transformer.layers = 2\nmodel.transformer.width = 16\nmodel.transformer.heads = 4\n"
+PAIRS = "experiment.dataset = @dataset.arithmetic()\nexperiment.objective = @objective.dpo()\n"
+
+
+def model(name: str, *lines: str) -> str:
+    return "\n".join([f"experiment.model = @model.{name}()", *(f"model.{name}.{line}" for line in lines), ""])
+
+
+FAMILIES: Mapping[str, str] = {
+    "transformer": TEXT + "experiment.model = @model.transformer()\nmodel.transformer.kv_heads = 2\n" + DECODER,
+    "gpt2": TEXT
+    + model(
+        "transformer",
+        "position = 'learned'",
+        "norm = 'layernorm'",
+        "activation = 'gelu_tanh'",
+        "biases = True",
+        "tied_head = True",
+    )
+    + DECODER,
+    "moe": TEXT + model("transformer", "experts = 4") + DECODER,
+    "mamba2": TEXT + model("mamba2", "layers = 2", "width = 16", "heads = 2", "state = 8", "chunk = 8"),
+    "lora": TEXT + model("lora", "model = @model.transformer()", "rank = 2") + DECODER,
+    "with_reference": PAIRS + model("with_reference", "model = @model.transformer()") + DECODER,
+    "vit": CLASSES + model("vit", "layers = 2", "width = 16", "heads = 2", "patch = 2"),
+    "resnet": CLASSES + model("resnet", "widths = (8, 16)", "blocks = (1, 1)"),
+    "mlp": CLASSES + model("mlp", "hidden = (16,)"),
+    "unet": DENOISE + model("unet", "width = 8", "multipliers = (1, 2)"),
+    "dit": DENOISE + model("dit", "layers = 1", "width = 16", "heads = 2", "patch = 2"),
+    "gcn": GRAPH + model("gcn", "hidden = (8,)"),
+    "gat": GRAPH + model("gat"),
+    "graphsage": GRAPH + model("graphsage", "hidden = (8,)"),
+    "bayesian_mlp": DIGITS
+    + "experiment.objective = @objective.elbo()\n"
+    + model("svi", "program = @model.bayesian_mlp()"),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """A live model and what is exported of it."""
+
+    live: Live
+    source: Exported
+
+    def artifact(self, directory: Path, source: Exported | None = None) -> Path:
+        """Everything but the gate's results, in a new directory."""
+        directory.mkdir()
+        artifact.fill(directory, source or self.source, {"stablehlo": StableHLO()}, {"tokenizer": None})
+        return directory
+
+    def checked(self, directory: Path, source: Exported | None = None) -> Checked:
+        """What the gate says of an artifact of `source`, compared with this model."""
+        place = self.artifact(directory, source)
+        return gate(place, "stablehlo", StableHLO(), source or self.source, self.live, examples=24)
+
+
+def made(family: str, **limits: Any) -> Model:
+    """The family's model with noisy weights."""
+    loaded = config.load_text(FAMILIES[family] + COMMON, f"{family}.gin")
+    plan = make_plan(loaded.experiment, loaded.where, jax.devices()[:1])
+    rng = np.random.default_rng(0)
+
+    def noisy(x: Any) -> Any:
+        return (
+            (np.asarray(x) + 0.1 * rng.normal(size=x.shape)).astype(x.dtype) if x.dtype == np.float32 else np.asarray(x)
+        )
+
+    params, frozen, stats = initial_variables(plan.experiment, plan.network)
+    variables = jax.tree.map(noisy, params), jax.tree.map(noisy, frozen), jax.tree.map(np.asarray, stats)
+    live = Live(plan, variables)
+    return Model(
+        live, exported(plan, variables, live.examples(3), {"run": "none", "step": 0}, **{"max_batch": 3, **limits})
+    )
+
+
+@pytest.fixture(scope="session")
+def decoder() -> Model:
+    """The transformer, with few corners."""
+    return made("transformer", max_batch=1, max_length=5)

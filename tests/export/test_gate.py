@@ -1,0 +1,90 @@
+"""The gate finds each fault that is put in on purpose, and the layer that has it."""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import pytest
+
+import assay_plugins.models.transformer as transformer
+from assay.exported import Exported, Program
+from assay_export.bisect import first_difference
+from assay_export.stablehlo.exporter import StableHLO
+
+
+def with_weights(source: Exported, **changed: Any) -> Exported:
+    return dataclasses.replace(source, weights={**source.weights, **changed})
+
+
+def with_decode(source: Exported, function: Any) -> Exported:
+    programs = [dataclasses.replace(p, function=function(p)) if p.name == "decode" else p for p in source.programs]
+    return dataclasses.replace(source, programs=programs)
+
+
+def swapped(source: Exported) -> Exported:
+    one, other = (f"blocks/{i}/attention/value/kernel" for i in (0, 1))
+    return with_weights(source, **{one: source.weights[other], other: source.weights[one]})
+
+
+def transposed(source: Exported) -> Exported:
+    name = "blocks/1/attention/query/kernel"
+    return with_weights(source, **{name: np.ascontiguousarray(np.swapaxes(source.weights[name], 1, 2))})
+
+
+def rope_off_by_one(source: Exported) -> Exported:
+    def function(program: Program) -> Any:
+        def decode(weights: Any, inputs: Any) -> Any:
+            right = transformer.rotation
+            transformer.rotation = lambda positions, *rest: right(positions + 1, *rest)
+            try:
+                return program.function(weights, inputs)
+            finally:
+                transformer.rotation = right
+
+        return decode
+
+    return with_decode(source, function)
+
+
+def stale_cache(source: Exported) -> Exported:
+    def function(program: Program) -> Any:
+        return lambda w, inputs: {**program.function(w, inputs), **{n: inputs[n] for n in program.signature.donated}}
+
+    return with_decode(source, function)
+
+
+def test_the_sound_one_passes(decoder, tmp_path) -> None:
+    checked = decoder.checked(tmp_path / "artifact")
+    assert checked.problems == []
+    assert checked.metrics == {}  # rows of the dataset are longer than max_length
+    assert "rows of the dataset have 32 tokens, more than 5" in decoder.source.notes[0]
+
+
+@pytest.mark.parametrize(
+    ("fault", "kinds"),
+    [
+        (swapped, {"forward", "prefill", "decode", "steps"}),
+        (transposed, {"forward", "prefill", "decode", "steps"}),
+        (rope_off_by_one, {"decode", "steps"}),
+        (stale_cache, {"steps"}),
+    ],
+)
+def test_a_fault_is_found(fault, kinds, decoder, tmp_path) -> None:
+    checked = decoder.checked(tmp_path / "artifact", fault(decoder.source))
+    assert checked.problems
+    assert {row["kind"] for row in checked.rows if not row["ok"]} == kinds
+
+
+@pytest.mark.parametrize(
+    ("fault", "layer"), [(swapped, "blocks/0/attention/value"), (transposed, "blocks/1/attention/query")]
+)
+def test_the_first_layer_that_differs_is_named(fault, layer, decoder, tmp_path) -> None:
+    place = decoder.artifact(tmp_path / "artifact", fault(decoder.source))
+    found = first_difference(place, "stablehlo", StableHLO(), decoder.source, decoder.live)
+    assert f"the first layer that differs is {layer}, by" in found
+
+
+def test_decoding_that_differs_is_not_laid_to_a_layer_of_forward(decoder, tmp_path) -> None:
+    place = decoder.artifact(tmp_path / "artifact", stale_cache(decoder.source))
+    found = first_difference(place, "stablehlo", StableHLO(), decoder.source, decoder.live)
+    assert "no layer of forward differs" in found
