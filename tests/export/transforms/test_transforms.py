@@ -11,7 +11,7 @@ import pytest
 from assay import config
 from assay.data.spec import DataSpec
 from assay.errors import ExportError
-from assay.exported import Exported
+from assay.exported import Exported, Program, Signature
 from assay.plan.plan import make_plan
 from assay_export.programs import exported
 from assay_export.transforms.cast import Cast
@@ -117,6 +117,17 @@ def test_cast_rounds_what_is_stored_and_computes_as_before(source: Exported, dty
     rounded = {path: np.asarray(jnp.asarray(w, dtype).astype(np.float32)) for path, w in source.weights.items()}
     assert np.array_equal(called(found), called(dataclasses.replace(source, weights=rounded)))
     assert 0 < off(found, source) < bound
+
+
+def test_a_program_sees_weights_of_the_dtype_that_it_was_written_for() -> None:
+    seen = Program("forward", lambda weights, inputs: {"output": weights["kernel"] / 3}, Signature({}, {}))
+    kernel = np.linspace(-1, 1, 24, dtype=np.float32).reshape(6, 4)
+    bare = Exported(None, DataSpec({}), [seen], {}, {"kernel": kernel}, {}, {})
+    for transform in (Cast(), Cast(dtype="float16"), Int8(), Int4(group=6)):
+        (program,) = transform.apply(bare).programs
+        output = program.function(transform.apply(bare).weights, {})["output"]
+        assert output.dtype == np.float32
+        np.testing.assert_allclose(output, kernel / 3, atol=0.03)
 
 
 def test_a_weight_too_large_for_float16_is_said(source: Exported) -> None:
