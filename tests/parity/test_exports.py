@@ -163,7 +163,9 @@ def export(name: str, folder: Path) -> Path:
     shutil.copy(HF().loader(), path / "loader.py")
     arrays = {f"{key}/{element}": value for key, batch in batches.items() for element, value in batch.items()}
     np.savez(path / "batches.npz", **arrays)
-    facts: dict[str, Any] = {"facts": {"architecture": layout.config["architectures"][0], "output": "logits", "directory": "."}}
+    facts: dict[str, Any] = {
+        "facts": {"architecture": layout.config["architectures"][0], "output": "logits", "directory": "."}
+    }
     facts["facts"]["columns"] = logits(name)["plain"].shape[-1]
     if spec.encoder is not None:
         facts["texts"] = [TEXT, *PROMPTS, "<|endoftext|>x"] if name != "mixtral" else [TEXT, "äß漢🙂"]

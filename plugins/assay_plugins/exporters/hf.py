@@ -108,13 +108,14 @@ def _compare(rules: Sequence[Rule], arrays: Mapping[str, np.ndarray]) -> None:
 def _check(directory: Path, arrays: Mapping[str, np.ndarray]) -> None:
     """Raise ExportError unless the importer reads these arrays in `directory`, to the bit of what float32 holds."""
     found = Importer().read(directory).parameters
-    wrong = [
-        path
-        for path in arrays
-        if not np.array_equal(found[path], np.asarray(arrays[path]).astype(np.float32), equal_nan=True)
-    ]
+    wrong = [path for path, array in arrays.items() if not np.array_equal(_bits(found[path]), _bits(array))]
     if wrong:
         raise ExportError(f"{directory}: {', '.join(wrong)} differ when they are read back; write the model again")
+
+
+def _bits(array: np.ndarray) -> np.ndarray:
+    """Of an array as float32, in which NaN equals itself."""
+    return np.ascontiguousarray(array).astype(np.float32, copy=False).view(np.uint32)
 
 
 def _ends(spec: DataSpec) -> dict[str, int]:
