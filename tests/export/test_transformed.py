@@ -67,6 +67,18 @@ def test_a_transformed_artifact_computes_with_transformed_weights(runs: Path, tm
     assert not any("adapters" in path for path in stored)
     assert main(["artifact", "verify", str(out)]) == 0
 
+    # An artifact can be transformed again, without its run.
+    capsys.readouterr()
+    words = ["artifact", "refresh", str(out), "--transform", "prune(sparsity=0.5)", "--out", str(tmp_path / "pruned")]
+    assert main(words) == 0
+    assert "prune(sparsity=0.5): " in capsys.readouterr().out
+    pruned = json.loads((tmp_path / "pruned" / "manifest.json").read_text())
+    assert pruned["status"] == "verified"
+    assert [effect["transform"] for effect in pruned["transforms"]][2:] == ["prune(sparsity=0.5)"]
+    assert pruned["transforms"][2]["outputs"]["norm"] > 1e-4
+    head = load_file(tmp_path / "pruned" / "weights" / "model.safetensors")["head/kernel"]
+    assert np.mean(head == 0) == 0.5
+
 
 def test_a_run_in_hugging_face_s_layout(runs: Path, tmp_path: Path, capsys) -> None:
     out = tmp_path / "out"

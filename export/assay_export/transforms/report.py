@@ -9,11 +9,13 @@ import numpy as np
 
 from assay.exported import Exported
 from assay.kinds import Transform
+from assay_export.cases import Case
 from assay_export.compare import Difference, difference
 from assay_export.live import Call, Live
 from assay_export.programs import OUTPUT
 
 BATCH = 32
+Kept = tuple[Case, np.ndarray]
 MEBIBYTE = 1 << 20
 
 
@@ -29,9 +31,7 @@ class TransformedLive(Live):
     @functools.cached_property
     def forward(self) -> Call:
         """The transformed forward, compiled."""
-        program = self.source.program("forward")
-        weights, call = jax.device_put(dict(self.source.weights)), jax.jit(program.function)
-        return lambda inputs: call(weights, {name: inputs[name] for name in program.signature.inputs})[OUTPUT]
+        return _forward(self.source)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,6 +81,30 @@ def transformed(
         outputs = difference(changed.forward(dict(source.examples)), expected)
         effects.append(Effect(name, (size, _bytes(source)), outputs, metrics, plain[1] if plain else 0))
     return source, changed, effects
+
+
+def of_artifact(
+    source: Exported, kept: Sequence[Kept], transforms: Sequence[tuple[str, Transform]]
+) -> tuple[Exported, Sequence[Kept], list[Effect]]:
+    """The same for what an artifact holds, without its run: (what is exported, the examples with the outputs to expect now, the effects).
+
+    kept: the artifact's examples, real ones first. There are no metrics: they need the run's data.
+    """
+    size, found, effects = _bytes(source), kept, list[Effect]()
+    for name, transform in transforms:
+        source = transform.apply(source)
+        forward = _forward(source)
+        found = [(case, case.of_live(forward(case.inputs))) for case, _ in kept]
+        off = difference(found[0][1], kept[0][1])
+        effects.append(Effect(name, (size, _bytes(source)), off, {}, 0))
+    return source, found, effects
+
+
+def _forward(source: Exported) -> Call:
+    """forward of numpy's arrays, compiled."""
+    program = source.program("forward")
+    weights, call = jax.device_put(dict(source.weights)), jax.jit(program.function)
+    return lambda inputs: call(weights, {name: inputs[name] for name in program.signature.inputs})[OUTPUT]
 
 
 def _rows(source: Exported) -> int:

@@ -75,9 +75,9 @@ class TransformKit(Kit):
         found = self._applied()
         program = found.program("forward")
         scope = export.SymbolicScope()
-        dims = {name: export.symbolic_shape(name, scope=scope)[0] for name in program.signature.dims}
+        dims: Any = {name: export.symbolic_shape(name, scope=scope)[0] for name in program.signature.dims}
         inputs = {
-            name: jax.ShapeDtypeStruct(tuple(dims.get(n, n) for n in tensor.shape), tensor.dtype)
+            name: jax.ShapeDtypeStruct(tensor.at(dims), tensor.dtype)
             for name, tensor in program.signature.inputs.items()
         }
         weights = {path: jax.ShapeDtypeStruct(w.shape, w.dtype) for path, w in found.weights.items()}

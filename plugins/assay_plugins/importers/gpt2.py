@@ -1,5 +1,6 @@
 """GPT-2. Its linear maps are stored as (inputs, outputs), queries, keys and values in one."""
 
+import operator
 from typing import Any
 
 from assay_plugins.importers.rules import Plan, Rule, linear, norm, same
@@ -57,21 +58,21 @@ def _block(ours: str, theirs: str, o: dict[str, Any]) -> list[Rule]:
     rules += norm(f"{ours}/mlp_norm", f"{theirs}.ln_2", width, bias=True)
     fused = f"{theirs}.attn.c_attn"
     for i, name in enumerate(QKV):
-        part = slice(i * width, (i + 1) * width)
+        columns = operator.itemgetter((..., slice(i * width, (i + 1) * width)))
         rules += [
             Rule(
                 f"{ours}/attention/{name}/kernel",
                 (f"{fused}.weight",),
                 (width, 3 * width),
                 (width, heads, size),
-                lambda x, part=part: x[:, part],
+                columns,
             ),
             Rule(
                 f"{ours}/attention/{name}/bias",
                 (f"{fused}.bias",),
                 (3 * width,),
                 (heads, size),
-                lambda x, part=part: x[part],
+                columns,
             ),
         ]
     out = f"{theirs}.attn.c_proj"
