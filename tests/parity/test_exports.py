@@ -100,13 +100,14 @@ def qwen2_encoder() -> LibraryEncoder:
 
 
 def _token_batches(model: Model, rng: np.random.Generator, vocab: int) -> dict[str, dict[str, np.ndarray]]:
-    """Rows of one segment; rows with several segments at positions of their own, the last padding."""
+    """Rows of one segment; rows with several segments at positions of their own; one token."""
 
     def ids(below: int) -> np.ndarray:
         return rng.integers(0, below, (ROWS, LENGTH)).astype(np.int32)
 
     segments = np.repeat([[1, 2, 0], [1, 1, 3], [2, 1, 0]], LENGTH // 3, axis=1).astype(np.int32)
     positions = np.tile(np.arange(LENGTH // 3, dtype=np.int32), (ROWS, 3))
+    positions[2] = rng.permutation(LENGTH)  # where they do not count on, no other text begins
     types = {"token_types": ids(3)} if isinstance(model, BERT) else {}
     packed = {"inputs": ids(vocab), "segment_ids": segments, "positions": positions, **types}
     return {"plain": {"inputs": ids(vocab), **types}, "packed": packed, "one": {"inputs": ids(vocab)[:1, :1]}}
