@@ -27,10 +27,10 @@ check: $(VENV)/.ready  ## ruff, mypy and import-linter
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-parity: $(VENV)/.ready $(PARITY)/.ready  ## imported weights against the transformers library, which has an environment of its own
+parity: $(VENV)/.ready $(PARITY)/.ready  ## imported and exported models against the transformers library, which has an environment of its own
 	rm -rf $(PARITY)/cases
 	$(PARITY)/bin/python tests/parity/make_cases.py $(PARITY)/cases
-	ASSAY_PARITY_CASES=$(abspath $(PARITY)/cases) $(BIN)/python -m pytest -n 0 tests/parity $(PYTEST_ARGS)
+	ASSAY_PARITY_CASES=$(abspath $(PARITY)/cases) ASSAY_PARITY_PYTHON=$(abspath $(PARITY)/bin/python) $(BIN)/python -m pytest -n 0 tests/parity $(PYTEST_ARGS)
 
 sass: $(SASS)/.ready  ## kernels compiled for an H200, without one
 	JAX_PLATFORMS=cpu PYTHONPATH=kernels $(SASS)/bin/python -m pytest --noconftest -n 2 tests/kernels/sass $(PYTEST_ARGS)

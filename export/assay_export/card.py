@@ -28,7 +28,9 @@ def card(content: Mapping[str, Any], found: Mapping[str, Any]) -> str:
         "| format | largest difference | bound | examples | holds |",
         "|---|---|---|---|---|",
         *(
-            f"| {n} | {c.worst:.1e} | {c.bound:.0e} | {c.examples} | {'no' if c.problems else 'yes'} |"
+            f"| {n} | not compared: {c.unchecked} | | | |"
+            if c.unchecked
+            else f"| {n} | {c.worst:.1e} | {c.bound:.0e} | {c.examples} | {'no' if c.problems else 'yes'} |"
             for n, c in found.items()
         ),
         "",

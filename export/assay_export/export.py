@@ -1,24 +1,27 @@
 """From a run to an artifact: restore, trace, write, compare with the live model, mark, and give it its name."""
 
+import dataclasses
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from assay.errors import ExportError
-from assay.kinds import Exporter
+from assay.exported import Exported
+from assay.kinds import Exporter, Transform
 from assay.runs import RunDirectory
 from assay.train.launch import restored
 from assay_export import artifact, manifest, parity, stored
 from assay_export.bisect import first_difference
 from assay_export.card import card
-from assay_export.cases import Case
+from assay_export.cases import Case, cases
 from assay_export.lineage import lineage_of, write_tokenizer
 from assay_export.live import Live
 from assay_export.parity import Checked
 from assay_export.programs import exported
+from assay_export.transforms.report import Effect, transformed
 
 EXAMPLE_ROWS = 8
 
@@ -33,12 +36,14 @@ def export(
     max_length: int | None = None,
     examples: int = parity.EXAMPLES,
     bisect: bool = False,
+    transforms: Sequence[tuple[str, Transform]] = (),
     report: Callable[[str], None] = print,
 ) -> tuple[Path, dict[str, Checked]]:
     """(the artifact, what the gate found of each format). The artifact is written even where the gate finds it wrong, and marked so.
 
     step: of the checkpoint, None for the newest. out: None for `exports/step-STEP` in the run. max_batch, max_length: bounds of the
     dynamic dimensions. examples: most for the task's metrics. bisect: name the first layer that differs.
+    transforms: applied to the weights in order, each with the text that names it; the gate then compares with the transformed model.
     Raises RunError, CheckpointError, ExportError.
     """
     if run.status() == "running":
@@ -53,17 +58,26 @@ def export(
     source = exported(plan, state.variables, rows, lineage_of(run, step), **limits)
     for note in source.notes:
         report(f"note: {note}")
+    source, live, effects = transformed(source, live, transforms, examples)
+    for line in (line for effect in effects for line in effect.lines()):
+        report(line)
     with artifact.new(out) as directory:
         tokenizer = write_tokenizer(plan.experiment, plan.spec, directory)
-        content = artifact.fill(directory, source, exporters, {"tokenizer": tokenizer})
+        content = artifact.fill(directory, source, exporters, {"tokenizer": tokenizer, **_changes(effects)})
         found, kept = dict[str, Checked](), dict[str, tuple[Case, np.ndarray]]()
         for name, exporter in exporters.items():
-            bound, keep = (
-                content["formats"][name]["tolerance"],
+            written, keep = (
+                content["formats"][name],
                 lambda case, output: kept.update({case.label: (case, output)}),
             )
-            found[name] = parity.gate(
-                directory, name, exporter, source, live, bound=bound, examples=examples, seen=keep
+            bound, held = written["tolerance"], _held(source, written["programs"])
+            absent = parity.unchecked(written["requirements"], bound or 0.0)
+            if (
+                absent
+            ):  # what it would have been compared with stays, for `assay artifact verify` where there is what it needs
+                kept.update({case.label: (case, case.of_live(live.forward(case.inputs))) for case in cases(held)})
+            found[name] = absent or parity.gate(
+                directory, name, exporter, held, live, bound=bound, examples=examples, seen=keep
             )
             if found[name].problems and bisect:
                 report(first_difference(directory, name, exporter, source, live))
@@ -78,9 +92,20 @@ def finish(
     kept: Mapping[str, tuple[Case, np.ndarray]],
 ) -> None:
     """Write what the gate found, the examples and the card, and seal the artifact with its status."""
-    status = "failed" if any(checked.problems for checked in found.values()) else "verified"
+    status = "unverified" if any(checked.unchecked for checked in found.values()) else "verified"
+    status = "failed" if any(checked.problems for checked in found.values()) else status
     text = json.dumps({"status": status, "formats": parity.json_of(found)}, indent=1, allow_nan=False)
     (directory / artifact.PARITY).write_text(text + "\n", encoding="utf-8")
     stored.store(list(kept.values()), directory / artifact.CASES)
     (directory / artifact.CARD).write_text(card(content, found), encoding="utf-8")
     manifest.seal(directory, content, status)
+
+
+def _held(source: Exported, programs: Sequence[str]) -> Exported:
+    """`source` with those programs only that a format holds."""
+    return dataclasses.replace(source, programs=[p for p in source.programs if p.name in programs])
+
+
+def _changes(effects: Sequence[Effect]) -> dict[str, Any]:
+    """The manifest's entry on transforms."""
+    return {"transforms": [dataclasses.asdict(effect) for effect in effects]} if effects else {}

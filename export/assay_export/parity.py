@@ -4,12 +4,14 @@ Nothing is taken on trust: an artifact that differs by more than its bound is ma
 """
 
 import dataclasses
+import importlib.metadata
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from packaging.requirements import Requirement
 
 from assay.errors import ExportError
 from assay.exported import Exported, Runner, Signature
@@ -26,13 +28,17 @@ Report = Callable[[str], None]
 
 @dataclasses.dataclass(frozen=True)
 class Checked:
-    """What the gate found of one format. problems: empty where it holds. metrics: name -> (of the artifact, live)."""
+    """What the gate found of one format. problems: empty where it holds. metrics: name -> (of the artifact, live).
+
+    unchecked: why nothing was compared, where that is so.
+    """
 
     bound: float
     rows: Sequence[Mapping[str, Any]]
     metrics: Mapping[str, tuple[float, float]]
     examples: int
     problems: Sequence[str]
+    unchecked: str | None = None
 
     @property
     def worst(self) -> float:
@@ -70,6 +76,21 @@ def gate(
             return Checked(bound, rows, {}, 0, [str(error)])
     problems = [problem_of(row, bound) for row in rows if not row["ok"]]
     return Checked(bound, rows, metrics, count, [*problems, *_metric_problems(metrics, bound)])
+
+
+def unchecked(requirements: Sequence[str], bound: float) -> Checked | None:
+    """What is found of a format whose loader needs what is not installed here; None where all of it is."""
+    absent = [requirement for requirement in requirements if not _installed(Requirement(requirement))]
+    if not absent:
+        return None
+    return Checked(bound, [], {}, 0, [], f"its loader needs {', '.join(absent)}, which is not installed here")
+
+
+def _installed(requirement: Requirement) -> bool:
+    try:
+        return requirement.specifier.contains(importlib.metadata.version(requirement.name), prereleases=True)
+    except importlib.metadata.PackageNotFoundError:
+        return False
 
 
 def again(

@@ -4,6 +4,7 @@ Each is a pure function of weights by path and inputs by name. The inputs of `fo
 network reads. Ops of assay_kernels run as their references, so that a program holds for every platform.
 """
 
+import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -15,7 +16,8 @@ from jax import export
 
 from assay.errors import AssayError, ExportError
 from assay.exported import Dim, Exported, Program, Signature, Tensor
-from assay.network import Network
+from assay.kinds import Model
+from assay.network import Network, make_network
 from assay.plan.plan import Plan, batch_shapes
 from assay_export.observed import asked_shapes
 from assay_export.symbolic import shapes_of, symbols
@@ -73,6 +75,19 @@ def exported(
         lineage=lineage,
         notes=notes,
     )
+
+
+def remade(source: Exported, model: Model, weights: Mapping[str, np.ndarray]) -> Exported:
+    """The programs of `source`, by name and signature, of another model that takes and gives the same: its parameters are `weights`."""
+    dtype = next(w.dtype for w in weights.values() if jnp.issubdtype(w.dtype, jnp.floating))
+    module = functools.partial(module_of, make_network(model, source.spec), str(dtype))
+    functions: dict[str, Any] = {"forward": functools.partial(_forward, module, {})}
+    if len(source.programs) > 1:
+        shapes = {path: jax.ShapeDtypeStruct(w.shape, w.dtype) for path, w in weights.items()}
+        functions["decode"] = functools.partial(_decode, module, _cache(module, shapes, dtype)[0])
+        functions["prefill"] = functools.partial(_prefill, functions["decode"])
+    programs = [dataclasses.replace(program, function=functions[program.name]) for program in source.programs]
+    return dataclasses.replace(source, model=model, programs=programs, weights=weights)
 
 
 def weights_of(plan: Plan, variables: tuple[Any, Any, Any]) -> dict[str, np.ndarray]:

@@ -1,8 +1,9 @@
 """An artifact with its StableHLO programs written anew, from the artifact alone: jax.export's files are read for six months only."""
 
+import dataclasses
 import functools
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +13,25 @@ from jax import export
 from assay.data.spec import DataSpec
 from assay.errors import ExportError
 from assay.exported import Exported, Program
+from assay.kinds import Transform
 from assay_export import artifact, manifest, stored, verify, weights
 from assay_export.export import finish
 from assay_export.parity import Checked
 from assay_export.runners import exporter_of
+from assay_export.transforms.report import of_artifact
 
 FORMAT = "stablehlo"
 
 
-def refresh(directory: Path, out: Path) -> dict[str, Checked]:
+def refresh(
+    directory: Path,
+    out: Path,
+    transforms: Sequence[tuple[str, Transform]] = (),
+    report: Callable[[str], None] = print,
+) -> dict[str, Checked]:
     """Write `out` with the artifact's programs as this jax writes them; what was found. `directory` is not changed.
 
+    transforms: applied to its weights first, in order, each with the text that names it.
     Raises ExportError where the artifact is damaged, has no StableHLO, or has expired: then `assay export` writes it from its run.
     """
     content = artifact.opened(directory)
@@ -30,18 +39,18 @@ def refresh(directory: Path, out: Path) -> dict[str, Checked]:
         raise ExportError(
             f"{directory} has {', '.join(content['formats'])}, none of which expires; there is nothing to refresh"
         )
-    source = again(directory, content)
+    kept = stored.stored(directory / artifact.CASES)
+    source, kept, effects = of_artifact(again(directory, content), kept, transforms)
+    for line in (line for effect in effects for line in effect.lines()):
+        report(line)
+    changes = [*content.get("transforms", []), *map(dataclasses.asdict, effects)]
+    further = {"tokenizer": content.get("tokenizer"), **({"transforms": changes} if changes else {})}
     with artifact.new(out) as new:
         if content.get("tokenizer"):
             shutil.copytree(directory / "tokenizer", new / "tokenizer")
-        written = artifact.fill(new, source, {FORMAT: exporter_of(FORMAT)}, {"tokenizer": content.get("tokenizer")})
-        checked = verify.verify_with(new, written, stored.stored(directory / artifact.CASES))
-        finish(
-            new,
-            written,
-            checked,
-            {case.label: (case, live) for case, live in stored.stored(directory / artifact.CASES)},
-        )
+        written = artifact.fill(new, source, {FORMAT: exporter_of(FORMAT)}, further)
+        checked = verify.verify_with(new, written, kept)
+        finish(new, written, checked, {case.label: (case, live) for case, live in kept})
     return checked
 
 

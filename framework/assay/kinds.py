@@ -38,7 +38,8 @@ class Model(Protocol):
         """A module whose call is `module(batch, *, train: bool, rngs: nnx.Rngs | None) -> Array`.
 
         Parameters are `nnx.Param`s with metadata `axes`: a tuple with the logical name (see assay.parallel.axes) or None of each dimension.
-        Those that are not trained are `assay.network.Frozen`. A model may also have `initial_values` (see InitialValues).
+        Those that are not trained are `assay.network.Frozen`. A model may also have `initial_values` (see InitialValues)
+        and `merged` (see Adapted).
         """
 
 
@@ -51,6 +52,18 @@ class InitialValues(Protocol):
 
         Called when training begins, and again when a run with Frozen parameters is resumed or restored.
         """
+
+
+@runtime_checkable
+class Adapted(Protocol):
+    """A model around another, whose parameters can become a part of the other's."""
+
+    @property
+    def model(self) -> Model:
+        """The other."""
+
+    def merged(self, variables: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Parameters of `model` with which it computes the same, by path, from all variables of this one."""
 
 
 class Source(Protocol):
@@ -236,6 +249,17 @@ class Exporter(Protocol):
         """
 
 
+@runtime_checkable
+class Transform(Protocol):
+    """Changes the weights of what is exported, such as to fewer bits, and what its programs do with them."""
+
+    def apply(self, source: Exported) -> Exported:
+        """Programs of the same names and signatures that read other weights. `source` stays as it is.
+
+        What it left alone that one would expect to be changed is a note. Raises ExportError for weights that it is not for.
+        """
+
+
 @dataclasses.dataclass(frozen=True)
 class Kind:
     """One kind of plugin."""
@@ -263,4 +287,5 @@ KINDS: Sequence[Kind] = (
     Kind("importer", Importer, "other libraries' models to Assay's"),
     Kind("kernel", Kernel, "implementations of ops"),
     Kind("exporter", Exporter, "formats of artifacts"),
+    Kind("transform", Transform, "weights to other weights, when a model is exported"),
 )

@@ -25,6 +25,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "verify", help="check every digest, and compare with the outputs stored in it; 1 where one differs"
     )
     refresh = actions.add_parser("refresh", help="write its StableHLO programs anew, with the jax that there is")
+    refresh.add_argument(
+        "--transform",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="change the weights first, as `assay export` does",
+    )
     refresh.add_argument("--out", type=Path, required=True, metavar="DIR", help="the directory to make")
     for action in (show, verify, refresh):
         action.add_argument("artifact", type=Path, metavar="DIR", help="an artifact")
@@ -34,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
     """Do it."""
     if args.action == "show":
         return _show(args.artifact, as_json=args.json)
-    return _verify(args.artifact) if args.action == "verify" else _refresh(args.artifact, args.out)
+    return _verify(args.artifact) if args.action == "verify" else _refresh(args.artifact, args.out, args.transform)
 
 
 def _show(directory: Path, *, as_json: bool) -> int:
@@ -85,11 +92,12 @@ def _verify(directory: Path) -> int:
     return 1 if content["status"] != "verified" or any(c.problems for c in checked.values()) else 0
 
 
-def _refresh(directory: Path, out: Path) -> int:
+def _refresh(directory: Path, out: Path, named: list[str]) -> int:
     from assay_export.cli.export import report
     from assay_export.refresh import refresh
+    from assay_export.transforms.named import transform_of
 
-    checked = refresh(directory, out)
+    checked = refresh(directory, out, [(text, transform_of(text)) for text in named])
     print(report(checked))
     failed = any(c.problems for c in checked.values())
     print(f"{out}: " + ("FAILED the comparison; it is marked so" if failed else "verified"))

@@ -51,6 +51,7 @@ LINES: Mapping[str, Mapping[str, str]] = {
     "tracker": {"trackers": "[@tracker.my_plugin()]"},
     "importer": {},
     "exporter": {},
+    "transform": {},
 }
 """The experiment's lines by kind, where they are more than `experiment.KIND = @KIND.my_plugin()`."""
 
@@ -166,7 +167,11 @@ disable_error_code = ["import-untyped"]
 """
 
 _RUN = "assay run my_plugin.gin"
-_VERBS = {"importer": "assay import my_plugin PATH --to DIR", "exporter": "assay export latest --to my_plugin"}
+_VERBS = {
+    "importer": "assay import my_plugin PATH --to DIR",
+    "exporter": "assay export latest --to my_plugin",
+    "transform": "assay export latest --transform my_plugin",
+}
 
 _README = f"""# my-plugin
 

@@ -22,6 +22,7 @@ from assay.testing.parallelism import ParallelismKit
 from assay.testing.schedule import ScheduleKit
 from assay.testing.tokenizer import TokenizerKit
 from assay.testing.tracker import TrackerKit
+from assay.testing.transform import TransformKit
 
 __all__ = [
     "KITS",
@@ -40,6 +41,7 @@ __all__ = [
     "ScheduleKit",
     "TokenizerKit",
     "TrackerKit",
+    "TransformKit",
     "check",
     "kit_of",
     "run",
@@ -61,6 +63,7 @@ KITS: dict[str, type[Kit]] = {
         ImporterKit,
         KernelKit,
         ExporterKit,
+        TransformKit,
     )
 }
 """Kind -> its kit."""

@@ -1,8 +1,9 @@
 """GPT-2. Its linear maps are stored as (inputs, outputs), queries, keys and values in one."""
 
+import operator
 from typing import Any
 
-from assay_plugins.importers.rules import Plan, Rule, norm, same
+from assay_plugins.importers.rules import Plan, Rule, linear, norm, same
 from assay_plugins.importers.settings import Settings
 from assay_plugins.importers.tensors import Tensors
 
@@ -45,7 +46,7 @@ def plan(settings: Settings, tensors: Tensors) -> Plan:
         )
     rules += norm("norm", f"{prefix}ln_f", width, bias=True)
     if not tied:
-        rules.append(Rule("head/kernel", ("lm_head.weight",), (vocab, width), lambda x: x.T))
+        rules += linear("head", "lm_head", vocab, width, bias=False)
     return Plan("transformer", options, rules, vocab, spare, {"lm_head.weight": f"{prefix}wte.weight"} if tied else {})
 
 
@@ -57,29 +58,26 @@ def _block(ours: str, theirs: str, o: dict[str, Any]) -> list[Rule]:
     rules += norm(f"{ours}/mlp_norm", f"{theirs}.ln_2", width, bias=True)
     fused = f"{theirs}.attn.c_attn"
     for i, name in enumerate(QKV):
-        part = slice(i * width, (i + 1) * width)
+        columns = operator.itemgetter((..., slice(i * width, (i + 1) * width)))
         rules += [
             Rule(
                 f"{ours}/attention/{name}/kernel",
                 (f"{fused}.weight",),
                 (width, 3 * width),
-                lambda x, part=part: x[:, part].reshape(width, heads, size),
+                (width, heads, size),
+                columns,
             ),
             Rule(
                 f"{ours}/attention/{name}/bias",
                 (f"{fused}.bias",),
                 (3 * width,),
-                lambda x, part=part: x[part].reshape(heads, size),
+                (heads, size),
+                columns,
             ),
         ]
     out = f"{theirs}.attn.c_proj"
     rules += [
-        Rule(
-            f"{ours}/attention/out/kernel",
-            (f"{out}.weight",),
-            (width, width),
-            lambda x: x.reshape(heads, size, width),
-        ),
+        same(f"{ours}/attention/out/kernel", f"{out}.weight", (width, width), (heads, size, width)),
         same(f"{ours}/attention/out/bias", f"{out}.bias", (width,)),
     ]
     for path, name, inputs, outputs in (

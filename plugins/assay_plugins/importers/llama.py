@@ -2,10 +2,8 @@
 
 from typing import Any
 
-import numpy as np
-
 from assay.errors import ConfigError
-from assay_plugins.importers.rules import Plan, Rule, from_heads, linear, norm, same, to_heads
+from assay_plugins.importers.rules import Plan, Rule, from_heads, linear, norm, same, to_heads, transposed
 from assay_plugins.importers.settings import Settings
 from assay_plugins.importers.tensors import Tensors
 
@@ -139,10 +137,10 @@ def _experts(ours: str, theirs: str, o: dict[str, Any]) -> list[Rule]:
 
     def stacked(path: str, name: str, shape: tuple[int, int]) -> Rule:
         sources = tuple(f"{theirs}.experts.{i}.{name}.weight" for i in range(count))
-        return Rule(f"{ours}/{path}", sources, shape, lambda *parts: np.stack([part.T for part in parts]))
+        return transposed(f"{ours}/{path}", sources, shape, (count, *shape[::-1]))
 
     return [
-        Rule(f"{ours}/router", (f"{theirs}.gate.weight",), (count, width), np.transpose),
+        transposed(f"{ours}/router", (f"{theirs}.gate.weight",), (count, width)),
         stacked("gate", "w1", (hidden, width)),
         stacked("up", "w3", (hidden, width)),
         stacked("down", "w2", (width, hidden)),

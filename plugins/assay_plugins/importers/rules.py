@@ -1,4 +1,7 @@
-"""How an array of ours is made from tensors of theirs: rules with the shapes that are expected, checked before anything is read."""
+"""How arrays of ours and tensors of theirs are made from each other: one table of rules, read in both directions.
+
+A rule only rearranges: each number of ours is one number of theirs. So importing is exact, and exporting is its inverse by construction.
+"""
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,12 +16,27 @@ Shape = tuple[int, ...]
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-    """`path` in our model is convert(the tensors called `sources`), each of shape `shape`."""
+    """`path` in our model, of shape `ours`, is made of the tensors called `sources`, each of shape `shape`.
+
+    view: a transpose, a slice or both: a view of a tensor. The views of all sources, one after the other, are our array, row by row.
+    """
 
     path: str
     sources: tuple[str, ...]
     shape: Shape
-    convert: Callable[..., np.ndarray]
+    ours: Shape
+    view: Callable[[np.ndarray], np.ndarray] = lambda x: x
+
+    def convert(self, *tensors: np.ndarray) -> np.ndarray:
+        """Our array, contiguous."""
+        views = [self.view(tensor) for tensor in tensors]
+        whole = views[0] if len(views) == 1 else np.stack(views)
+        return np.ascontiguousarray(whole.reshape(self.ours))
+
+    def part(self, source: str, array: np.ndarray, tensor: np.ndarray) -> None:
+        """Write into `tensor`, which is `source`, what `array`, ours, says of it."""
+        index, view = self.sources.index(source), self.view(tensor)
+        view[...] = array.reshape(len(self.sources), *view.shape)[index]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +64,7 @@ class Converted(Mapping[str, np.ndarray]):
 
     def __getitem__(self, path: str) -> np.ndarray:
         rule = self._rules[path]
-        return np.ascontiguousarray(rule.convert(*(self._tensors.read(name) for name in rule.sources)))
+        return rule.convert(*(self._tensors.read(name) for name in rule.sources))
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._rules)
@@ -90,29 +108,32 @@ def _reason(name: str, plan: Plan, tensors: Tensors) -> str | None:
     return None
 
 
-def same(path: str, source: str, shape: Shape) -> Rule:
-    """The array as it is."""
-    return Rule(path, (source,), shape, lambda x: x)
+def same(path: str, source: str, shape: Shape, ours: Shape | None = None) -> Rule:
+    """The array as it is, but for dimensions that are split or joined."""
+    return Rule(path, (source,), shape, shape if ours is None else ours)
+
+
+def transposed(path: str, sources: tuple[str, ...], shape: Shape, ours: Shape | None = None) -> Rule:
+    """torch's (outputs, inputs) as our (inputs, outputs)."""
+    return Rule(path, sources, shape, shape[::-1] if ours is None else ours, np.transpose)
 
 
 def linear(path: str, source: str, outputs: int, inputs: int, *, bias: bool) -> list[Rule]:
     """torch's Linear, (outputs, inputs), as our kernel (inputs, outputs), and its bias."""
-    rules = [Rule(f"{path}/kernel", (f"{source}.weight",), (outputs, inputs), np.transpose)]
+    rules = [transposed(f"{path}/kernel", (f"{source}.weight",), (outputs, inputs))]
     return [*rules, same(f"{path}/bias", f"{source}.bias", (outputs,))] if bias else rules
 
 
 def to_heads(path: str, source: str, heads: int, head_dim: int, width: int, *, bias: bool) -> list[Rule]:
     """A Linear whose outputs are heads: kernel (width, heads, head_dim), bias (heads, head_dim)."""
     fused = heads * head_dim
-    split = Rule(f"{path}/kernel", (f"{source}.weight",), (fused, width), lambda x: x.T.reshape(width, heads, head_dim))
-    offset = Rule(f"{path}/bias", (f"{source}.bias",), (fused,), lambda x: x.reshape(heads, head_dim))
-    return [split, offset] if bias else [split]
+    split = transposed(f"{path}/kernel", (f"{source}.weight",), (fused, width), (width, heads, head_dim))
+    return [split, same(f"{path}/bias", f"{source}.bias", (fused,), (heads, head_dim))] if bias else [split]
 
 
 def from_heads(path: str, source: str, heads: int, head_dim: int, width: int, *, bias: bool) -> list[Rule]:
     """A Linear whose inputs are heads: kernel (heads, head_dim, width), and its bias."""
-    fused = heads * head_dim
-    join = Rule(f"{path}/kernel", (f"{source}.weight",), (width, fused), lambda x: x.T.reshape(heads, head_dim, width))
+    join = transposed(f"{path}/kernel", (f"{source}.weight",), (width, heads * head_dim), (heads, head_dim, width))
     return [join, same(f"{path}/bias", f"{source}.bias", (width,))] if bias else [join]
 
 

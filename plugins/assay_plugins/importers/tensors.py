@@ -27,7 +27,7 @@ class Tensors:
     def read(self, name: str) -> np.ndarray:
         """One tensor as float32. Raises DataError naming its file when that is damaged."""
         with opened(self.files[name]) as file:
-            return np.asarray(file.get_tensor(name)).astype(np.float32)
+            return np.asarray(file.get_tensor(name)).astype(np.float32, copy=False)
 
 
 def tensors_in(directory: Path) -> Tensors:

@@ -33,13 +33,14 @@ def plan(settings: Settings, tensors: Tensors) -> Plan:
         "patches/kernel",
         (f"{embeddings}.patch_embeddings.projection.weight",),
         (width, channels, patch, patch),
-        lambda x: x.transpose(2, 3, 1, 0).reshape(patch * patch * channels, width),
+        (patch * patch * channels, width),
+        lambda x: x.transpose(2, 3, 1, 0),
     )
     rules = [
         kernel,
         same("patches/bias", f"{embeddings}.patch_embeddings.projection.bias", (width,)),
-        Rule("cls", (f"{embeddings}.cls_token",), (1, 1, width), lambda x: x[0, 0]),
-        Rule("positions", (f"{embeddings}.position_embeddings",), (1, count, width), lambda x: x[0]),
+        same("cls", f"{embeddings}.cls_token", (1, 1, width), (width,)),
+        same("positions", f"{embeddings}.position_embeddings", (1, count, width), (count, width)),
     ]
     for layer in range(options["layers"]):
         rules += _block(f"blocks/{layer}", f"{prefix}encoder.layer.{layer}", options, qkv)

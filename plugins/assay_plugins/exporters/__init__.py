@@ -1,0 +1,1 @@
+"""Exporter plugins: models in the layouts of other libraries."""
