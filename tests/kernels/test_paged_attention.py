@@ -17,13 +17,7 @@ from assay_kernels.paged_attention import OP, Options, mosaic, paged_attention
 from assay_kernels.paged_attention.cases import CASES, Cache
 from assay_kernels.testing import Case, check, errors, exact
 
-INTERPRETED = (
-    "decode",
-    "window",
-    "fewer new tokens",
-    "heads of 256, pages of 128, group 8",
-    "prefill, window, softcap",
-)
+INTERPRETED = ("decode", "fewer new tokens", "prefill, window, softcap")  # the others run on a GPU
 
 
 @pytest.fixture(autouse=True)
