@@ -100,8 +100,9 @@ def opened(directory: Path) -> dict[str, Any]:
 
 
 def _synced(directory: Path) -> None:
-    """Everything in `directory` on disk."""
+    """Everything in `directory` on disk, and readable for all: safetensors writes files for their owner only."""
     for path in [*directory.rglob("*"), directory]:
+        path.chmod(0o755 if path.is_dir() else 0o644)
         descriptor = os.open(path, os.O_RDONLY)
         try:
             os.fsync(descriptor)

@@ -92,9 +92,8 @@ def cases(source: Exported, seed: int = 0) -> Iterator[Case]:
     if not can_decode(source):
         return
     for sizes in _corners(source.program("prefill").signature, source):
-        cache = sizes.get("cache", 0)
-        if cache not in (0, sizes["seq"], source.dims["cache"].high) or (cache == sizes["seq"] and sizes["batch"] == 1):
-            continue  # full caches and exactly filled ones; those between differ in nothing but a mask
+        if "cache" in sizes and sizes["cache"] not in (sizes["seq"], source.dims["cache"].high):
+            continue  # the largest cache, and one that is filled exactly; those between differ in nothing but a mask
         yield Case(_label("prefill", sizes), "prefill", _tokens(forward, sizes, rng), sizes)
     for sizes in _corners(source.program("decode").signature, source):
         length = min(sizes.get("cache", 5), source.dims["seq"].high)

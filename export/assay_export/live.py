@@ -16,6 +16,7 @@ from assay.plan.plan import Plan
 from assay_export.observed import asked, outcome_with
 from assay_kernels import using
 
+ROWS = 8
 Call = Callable[[Mapping[str, Any]], Any]
 
 
@@ -44,7 +45,17 @@ class Live:
                 return self.plan.network.merge(params, stats, e.compute_dtype, frozen)(batch, train=False, rngs=None)
 
         variables = jax.device_put(self.variables, jax.devices()[0])
-        return lambda inputs: call(variables, dict(inputs))
+        return lambda inputs: call(variables, self._whole(inputs))
+
+    def _whole(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """The inputs, with real rows of all others that the objective gives the network: it may want their shapes."""
+        rows = next(iter(inputs.values())).shape[0]
+        others = {name: x for name, x in self._shown.items() if name not in inputs}
+        return {**inputs, **{name: np.take(x, np.arange(rows) % len(x), axis=0) for name, x in others.items()}}
+
+    @functools.cached_property
+    def _shown(self) -> dict[str, np.ndarray]:
+        return self.examples(ROWS)
 
     @property
     def split(self) -> str:

@@ -67,14 +67,14 @@ FAMILIES: Mapping[str, str] = {
     "vit": CLASSES + model("vit", "layers = 2", "width = 16", "heads = 2", "patch = 2"),
     "resnet": CLASSES + model("resnet", "widths = (8, 16)", "blocks = (1, 1)"),
     "mlp": CLASSES + model("mlp", "hidden = (16,)"),
-    "unet": DENOISE + model("unet", "width = 8", "multipliers = (1, 2)"),
+    "unet": DENOISE + model("unet", "widths = (8, 16)", "attention_levels = (1,)"),
     "dit": DENOISE + model("dit", "layers = 1", "width = 16", "heads = 2", "patch = 2"),
     "gcn": GRAPH + model("gcn", "hidden = (8,)"),
     "gat": GRAPH + model("gat"),
     "graphsage": GRAPH + model("graphsage", "hidden = (8,)"),
     "bayesian_mlp": DIGITS
     + "experiment.objective = @objective.elbo()\n"
-    + model("svi", "program = @model.bayesian_mlp()"),
+    + model("svi", "of = @model.bayesian_mlp()", "draws = 4"),
 }
 
 

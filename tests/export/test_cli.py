@@ -98,6 +98,11 @@ def test_it_is_verified_predicted_and_refreshed(made, tmp_path, capsys) -> None:
     assert files(made) == before
 
 
+def test_nothing_says_where_it_was_made(made) -> None:
+    places = [str(Path(__file__).parents[2]).encode(), sys.prefix.encode(), str(made.parent).encode()]
+    assert [name for name, content in files(made).items() if any(place in content for place in places)] == []
+
+
 def test_the_loader_is_short(made) -> None:
     assert len((made / "run.py").read_text().splitlines()) < 100
     assert len((made / "stablehlo/loader.py").read_text().splitlines()) < 100

@@ -1,8 +1,9 @@
 """StableHLO by way of jax.export: programs with dynamic shapes for jax, and modules of fixed shapes for runtimes without them."""
 
+import contextlib
 import dataclasses
 import datetime
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,9 +16,9 @@ from assay.exported import Exported, Program, Written
 from assay_export.symbolic import at_sizes, symbols
 
 Platform = Literal["cpu", "cuda", "tpu"]
-MONTHS_READ = (
-    6  # jax reads what it wrote for so long (docs.jax.dev, "Exporting and serializing": compatibility guarantees)
-)
+PATHS = "jax_hlo_source_file_canonicalization_regex"
+MONTHS_READ = 6
+"""jax reads what it wrote for so long (docs.jax.dev, "Exporting and serializing": compatibility guarantees)."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -102,7 +103,8 @@ def _export(program: Program, weights: Any, inputs: Any, platforms: Sequence[str
     donated = {name: inputs[name] for name in program.signature.donated}
     kept = {name: shape for name, shape in inputs.items() if name not in donated}
     try:
-        found = export.export(jax.jit(function, donate_argnums=2), platforms=platforms)(weights, kept, donated)
+        with _without_paths():
+            found = export.export(jax.jit(function, donate_argnums=2), platforms=platforms)(weights, kept, donated)
         found.serialize()
     except Exception as error:
         reason = " ".join(str(error).split())[:400]
@@ -110,6 +112,17 @@ def _export(program: Program, weights: Any, inputs: Any, platforms: Sequence[str
             f"{program.name} cannot be exported to StableHLO for {', '.join(platforms)}: {type(error).__name__}: {reason}"
         ) from error
     return found
+
+
+@contextlib.contextmanager
+def _without_paths() -> Iterator[None]:
+    """Within the context jax notes of each operation's source the file's name alone, and not where it lies on this machine."""
+    before = getattr(jax.config, PATHS)
+    jax.config.update(PATHS, r".*/")
+    try:
+        yield
+    finally:
+        jax.config.update(PATHS, before)
 
 
 def _sizes(program: Program, source: Exported, bucket: Mapping[str, int]) -> dict[str, int]:
