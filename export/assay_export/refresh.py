@@ -39,8 +39,8 @@ def refresh(
         raise ExportError(
             f"{directory} has {', '.join(content['formats'])}, none of which expires; there is nothing to refresh"
         )
-    kept = stored.stored(directory / artifact.CASES)
-    source, kept, effects = of_artifact(again(directory, content), kept, transforms)
+    examples = stored.stored(directory / artifact.CASES)
+    source, kept, effects = of_artifact(again(directory, content), examples, transforms)
     for line in (line for effect in effects for line in effect.lines()):
         report(line)
     changes = [*content.get("transforms", []), *map(dataclasses.asdict, effects)]

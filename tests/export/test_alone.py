@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from .conftest import Model
 
@@ -52,3 +53,20 @@ def test_it_runs_with_jax_safetensors_and_flatbuffers_alone(decoder: Model, tmp_
     live = np.asarray(decoder.live.forward({"inputs": ids}))
     with np.load(tmp_path / "out.npz") as arrays:
         np.testing.assert_allclose(arrays["output"], live, atol=2e-5 * np.abs(live).max(), rtol=0)
+
+
+@pytest.mark.slow
+def test_iree_gives_the_same(decoder: Model, tmp_path) -> None:
+    python = os.environ.get("ASSAY_IREE_PYTHON")
+    if python is None:
+        pytest.skip(
+            "set ASSAY_IREE_PYTHON to a Python with iree-base-compiler, iree-base-runtime, safetensors and ml_dtypes"
+        )
+    artifact = decoder.artifact(tmp_path / "artifact")
+    ids = np.arange(5, dtype=np.int32)[None]
+    np.savez(tmp_path / "in.npz", inputs=ids)
+    words = [artifact, "static/forward-batch1-seq5.mlirbc", tmp_path / "in.npz", tmp_path / "out.npz"]
+    subprocess.run([python, "-I", Path(__file__).with_name("iree_runs.py"), *words], check=True, capture_output=True)
+    live = np.asarray(decoder.live.forward({"inputs": ids}))
+    with np.load(tmp_path / "out.npz") as arrays:
+        np.testing.assert_allclose(arrays["arr_0"], live, atol=2e-5 * np.abs(live).max(), rtol=0)

@@ -20,6 +20,8 @@ from assay.cli.main import VERBS
 ROOT = Path(__file__).parents[2]
 GOLDEN = ROOT / "tests/golden"
 EXPERIMENTS = sorted(ROOT.glob("experiments/*.gin"))
+OURS = ("export", "artifact", "predict")  # of assay_export, by way of entry points
+ACTIONS = ("plugin new", "plugin check", "artifact show", "artifact verify", "artifact refresh")
 OVERRIDES = {"lm_shakespeare_shape": ["dataset.text_files.files=README.md"]}  # its own text is not in the repository
 MODULES = (
     "assay.kinds",
@@ -27,6 +29,7 @@ MODULES = (
     "assay.outcome",
     "assay.network",
     "assay.imported",
+    "assay.exported",
     "assay.errors",
     "assay.registry",
     "assay.config",
@@ -52,7 +55,7 @@ def compare(name: str, text: str) -> None:
 
 def test_the_help_of_every_verb(monkeypatch, capsys) -> None:
     monkeypatch.setenv("COLUMNS", "120")
-    for words in ([], *([verb] for verb in VERBS), ["plugin", "new"], ["plugin", "check"]):
+    for words in ([], *([verb] for verb in (*VERBS, *OURS)), *(verb.split() for verb in ACTIONS)):
         assert main([*words, "--help"]) == 0
         print("-" * 120)
     compare("help.txt", capsys.readouterr().out)

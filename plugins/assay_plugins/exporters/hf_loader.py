@@ -17,6 +17,7 @@ def load(artifact: Path, manifest: dict[str, Any], facts: dict[str, Any]) -> Cal
     """(program, inputs) -> outputs, for the program "forward"."""
     model_class = getattr(transformers, facts["architecture"])
     model = model_class.from_pretrained(artifact / facts["directory"], dtype="auto", attn_implementation="eager").eval()
+    model.config.use_cache = False
 
     def call(program: str, inputs: Arrays) -> Arrays:
         with torch.no_grad():
@@ -56,7 +57,7 @@ def _rows(model: Any, inputs: Arrays) -> np.ndarray:
     """The logits of rows of one segment each."""
     tensors = {NAMES.get(k, k): torch.from_numpy(np.array(v, np.int64)) for k, v in inputs.items() if k != "inputs"}
     ids = torch.from_numpy(np.array(inputs["inputs"], np.int64))
-    # A mask of ones: without any, transformers would begin a new text wherever positions do not count on.
+    # A mask of ones: without mask and cache, transformers begins a new text wherever positions do not count on.
     return _numbers(model(input_ids=ids, attention_mask=torch.ones_like(ids), **tensors))
 
 
