@@ -13,7 +13,7 @@ from assay_export.onnx.rewrite import DTYPES, rewritten
 FLOATS = ("float32", "float16", "bfloat16")
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)  # jax wants functions that can be hashed
 class Retyped:
     """The function with all floating point arithmetic in one dtype; `stored`: path of a weight -> the dtype that the function takes."""
 

@@ -14,7 +14,7 @@ from onnx import helper
 from assay.errors import ExportError
 from assay.exported import Dim, Program, Signature, Tensor
 from assay_export.onnx import passes, stored
-from assay_export.onnx.check import Wrong, check, compare, corners
+from assay_export.onnx.check import Wrong, _fitting, check, compare, corners
 from assay_export.onnx.convert import convert
 from assay_export.onnx.converter import Converter
 from assay_export.onnx.dtypes import in_dtype
@@ -39,6 +39,14 @@ def test_corners_take_in_every_value_of_every_dim() -> None:
     }  # fmt: skip
     assert all(sizes["a"] <= sizes["c"] for sizes in found)
     assert len(found) <= 5
+
+
+def test_large_outputs_are_checked_with_a_smaller_batch() -> None:
+    job = Job(
+        program(lambda w, inputs: {"y": inputs["x"][:, :, None] * jnp.ones((1, 1, 1 << 24))}), DIMS, {}, ("y",), 23
+    )
+    assert _fitting(job, {"batch": 6}) == {"batch": 1}
+    assert _fitting(Job(program(lambda w, inputs: inputs), DIMS, {}, ("x",), 23), {"batch": 6}) == {"batch": 6}
 
 
 def switch(x):
