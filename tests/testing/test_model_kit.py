@@ -72,6 +72,8 @@ class Net(nnx.Module):
             return y * 1.01
         if flaw == "random" and not train:
             return y + jax.pure_callback(noise, jax.ShapeDtypeStruct((), jnp.float32))
+        if flaw == "callback":
+            return y + jax.pure_callback(lambda: jnp.float32(0), jax.ShapeDtypeStruct((), jnp.float32))
         return y
 
 
@@ -116,6 +118,7 @@ MUTATIONS = {
     "unused": "test_gradients_are_finite_and_reach_every_parameter",
     "overflow": "test_bfloat16_stays_near",
     "mesh": "test_a_mesh_of_devices_changes_nothing",
+    "callback": "test_exports",
     "count": "test_the_parameter_count_is_as_declared",
 }
 
