@@ -87,23 +87,8 @@ def test_it_runs_where_there_is_only_onnxruntime(tmp_path: Path) -> None:
         for line in (ROOT / "requirements.lock").read_text().splitlines()
         if line.startswith("onnxruntime==")
     ]
-    subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            sys.executable,
-            "-m",
-            "uv",
-            "pip",
-            "install",
-            "--quiet",
-            "--python",
-            python,
-            *locked,
-            f"numpy=={np.__version__}",
-        ],
-        check=True,
-    )
+    install = [sys.executable, "-m", "uv", "pip", "install", "--quiet", "--python", python]
+    subprocess.run([*install, *locked, f"numpy=={np.__version__}"], check=True)
     for absent in ("jax", "assay", "onnx"):
         assert subprocess.run([python, "-I", "-c", f"import {absent}"], capture_output=True).returncode == 1
     model = made("mlp")
