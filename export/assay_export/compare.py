@@ -12,7 +12,7 @@ BOUNDS: Mapping[str, float] = {"float32": 2e-5, "bfloat16": 4e-2, "float16": 5e-
 
 @dataclasses.dataclass(frozen=True)
 class Difference:
-    """max_abs: largest difference, as a part of the largest live magnitude. norm: of the difference by that of the live output.
+    """max_abs: largest difference, as a part of the largest live magnitude that is no mask. norm: of the difference by that of the live output.
 
     argmax: share of positions at which the largest of the last axis is the same one; None without such an axis.
     """
@@ -32,6 +32,15 @@ def bound_of(dtypes: Any) -> float:
     return max((BOUNDS.get(str(d), 0.0) for d in dtypes), default=0.0) or BOUNDS["float32"]
 
 
+def without_masked(found: np.ndarray, live: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Both with 0 where both are masked: where the live number is below -1e20, and the other below -1e4 (fp16 has no -1e30).
+
+    A logit that says "never" is no magnitude that others are measured by.
+    """
+    masked = (live < -1e20) & (found < -1e4)
+    return np.where(masked, 0, found), np.where(masked, 0, live)
+
+
 def difference(found: Any, live: Any) -> Difference:
     """Between two arrays. Shapes that differ and numbers that are not finite are infinitely far."""
     found, live = (
@@ -39,6 +48,7 @@ def difference(found: Any, live: Any) -> Difference:
     )
     if found.shape != live.shape or not (np.isfinite(found).all() and np.isfinite(live).all()):
         return Difference(float("inf"), float("inf"), None)
+    found, live = without_masked(found, live)
     off = np.abs(found - live)
     scale, norm = float(np.max(np.abs(live), initial=0.0)), float(np.linalg.norm(live))
     argmax = None

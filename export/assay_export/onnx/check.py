@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from assay.exported import Dim, Signature, Tensor
+from assay_export.compare import without_masked
 from assay_export.onnx.job import Job
 from assay_export.symbolic import at_sizes
 
@@ -129,12 +130,12 @@ def _draw(tensor: Tensor, sizes: Mapping[str, int], rng: np.random.Generator) ->
 
 
 def compare(got: np.ndarray, want: np.ndarray) -> float:
-    """max |got - want| relative to max |want|; exact for integers. Raises Wrong where shape, dtype or not-numbers differ."""
+    """max |got - want| relative to max |want|, masks left out; exact for integers. Raises Wrong where shape, dtype or not-numbers differ."""
     if got.shape != want.shape or got.dtype != want.dtype:
         raise Wrong(f"is {got.dtype}{list(got.shape)}, and must be {want.dtype}{list(want.shape)}")
     if want.size == 0:
         return 0.0
-    a, b = np.asarray(got, np.float64), np.asarray(want, np.float64)
+    a, b = without_masked(np.asarray(got, np.float64), np.asarray(want, np.float64))
     if not np.array_equal(np.isnan(a), np.isnan(b)):
         raise Wrong("is not a number where it should be one, or the reverse")
     same = (a == b) | np.isnan(a)

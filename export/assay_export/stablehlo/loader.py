@@ -20,8 +20,11 @@ def load(artifact: Any, manifest: Any, facts: Any) -> Any:
         files = facts["programs"][name]["platforms"]
         if platform not in files:
             raise ValueError(f"{name} was exported for {', '.join(files)}, and this is {platform}")
+        file = (
+            artifact / "stablehlo" / files[platform].rpartition("/")[2]
+        )  # of the artifact, whatever the manifest says
         try:
-            found = export.deserialize(bytearray((artifact / "stablehlo" / files[platform]).read_bytes()))
+            found = export.deserialize(bytearray(file.read_bytes()))
         except Exception as error:
             late = datetime.date.today().isoformat() > facts["expires"]
             why = f"it expired on {facts['expires']}; `assay artifact refresh` writes it anew" if late else error

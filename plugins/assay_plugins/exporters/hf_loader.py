@@ -16,7 +16,11 @@ NAMES = {"token_types": "token_type_ids", "positions": "position_ids"}
 def load(artifact: Path, manifest: dict[str, Any], facts: dict[str, Any]) -> Callable[[str, Arrays], Arrays]:
     """(program, inputs) -> outputs, for the program "forward"."""
     model_class = getattr(transformers, facts["architecture"])
-    model = model_class.from_pretrained(artifact / facts["directory"], dtype="auto", attn_implementation="eager").eval()
+    if not (isinstance(model_class, type) and issubclass(model_class, transformers.PreTrainedModel)):
+        raise ValueError(f"manifest.json: {facts['architecture']!r} is no model of transformers")
+    files = artifact / Path(facts["directory"]).name  # of the artifact, whatever the manifest says
+    how = {"dtype": "auto", "attn_implementation": "eager", "use_safetensors": True}
+    model = model_class.from_pretrained(files, **how).eval()
     model.config.use_cache = False
 
     def call(program: str, inputs: Arrays) -> Arrays:
