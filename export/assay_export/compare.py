@@ -12,7 +12,7 @@ BOUNDS: Mapping[str, float] = {"float32": 2e-5, "bfloat16": 4e-2, "float16": 5e-
 
 @dataclasses.dataclass(frozen=True)
 class Difference:
-    """max_abs: largest difference, as a part of the largest live magnitude that is no mask. norm: of the difference by that of the live output.
+    """max_abs: largest difference, as a part of the largest live magnitude, masks left out. norm: of the difference by the live one's.
 
     argmax: share of positions at which the largest of the last axis is the same one; None without such an axis.
     """

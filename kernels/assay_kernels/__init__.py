@@ -3,7 +3,7 @@
 Each op is a package of its own: `from assay_kernels.linear_cross_entropy import linear_cross_entropy`. This module is what all ops share.
 """
 
-from assay_kernels.op import Further, ImplementationError, Op, force, op_of, ops, problem_of, using
+from assay_kernels.op import Further, ImplementationError, Op, counting, force, op_of, ops, problem_of, using
 from assay_kernels.record import Audit, Choice, audit, disagreements, made_before, recording
 from assay_kernels.target import H100, H200, Target, current_target, for_target
 
@@ -17,6 +17,7 @@ __all__ = [
     "Op",
     "Target",
     "audit",
+    "counting",
     "current_target",
     "disagreements",
     "for_target",

@@ -1,4 +1,4 @@
-"""The only module that knows versions of jax: names that moved, or that jax does not promise to keep, come from here.
+"""What knows versions of jax, beside mosaic.py for Pallas' kernels: names that moved, or that jax does not promise to keep, come from here.
 
 Tried with jax 0.10.2 (Python 3.11), 0.11.2 and 0.12.0.1 (Python 3.12).
 """

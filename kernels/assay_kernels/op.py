@@ -28,6 +28,7 @@ Function = Callable[..., Any]
 Supports = Callable[..., str | None]
 _forced = jax.make_user_context(())
 _further: Any = jax.make_user_context(())
+_counting: Any = jax.make_user_context(False)
 _log = logging.getLogger("assay_kernels")
 
 
@@ -59,36 +60,45 @@ class Further(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Implementation:
-    """One way to compute an op. supports: (target, *arguments, **options) -> None, or in words why it cannot do such a call."""
+    """One way to compute an op. supports: (target, *arguments, **options) -> None, or in words why it cannot do such a call.
+
+    derivative: another implementation, which computes in its place where it is differentiated; "" where it does so itself.
+    """
 
     name: str
     function: Function
     supports: Supports
     priority: int
+    derivative: str = ""
 
 
 class Op:
-    """An op and its implementations. reference: the specification, in plain jax.numpy; it supports everything, at priority 0."""
+    """An op and its implementations. reference: the specification, in plain jax.numpy; it supports everything, at priority 0.
 
-    def __init__(self, name: str, reference: Function) -> None:
+    counted: has the products that the op needs at least, and its shapes, for `counting`; the reference's without it.
+    """
+
+    def __init__(self, name: str, reference: Function, counted: Function | None = None) -> None:
         self.name = name
+        self._counted = counted or reference
         self._implementations: dict[str, Implementation] = {}
         self.register("reference", supports=lambda target, *arguments, **options: None)(reference)
 
-    def register(self, name: str, *, supports: Supports, priority: int = 0) -> Callable[[Function], Function]:
-        """A decorator that adds an implementation with the reference's signature. Raises ValueError for a name that is taken."""
+    def register(
+        self, name: str, *, supports: Supports, priority: int = 0, derivative: str = ""
+    ) -> Callable[[Function], Function]:
+        """A decorator that adds an implementation with the reference's signature. Raises ValueError for a name that is taken.
+
+        derivative: see Implementation; the choice says it.
+        """
         if name == "auto" or name in self._implementations:
             raise ValueError(f"{self.name}: the name {name!r} is taken; there are auto, {', '.join(self.names)}")
 
         def add(function: Function) -> Function:
-            self._implementations[name] = Implementation(name, function, supports, priority)
+            self._implementations[name] = Implementation(name, function, supports, priority, derivative)
             return function
 
         return add
-
-    def unregister(self, name: str) -> None:
-        """Take an implementation away; for tests."""
-        del self._implementations[name]
 
     @property
     def names(self) -> list[str]:
@@ -101,6 +111,8 @@ class Op:
 
     def __call__(self, *arguments: Any, impl: str = "auto", **options: Any) -> Any:
         """The op by the implementation `impl`, or by the best one. Raises ImplementationError where `impl` cannot do it."""
+        if _counting.value:
+            return self._counted(*arguments, **options)
         forced = dict(_forced.value).get(self.name)
         how = "asked for" if impl != "auto" else "forced" if forced else "auto"
         wanted = forced if impl == "auto" and forced else impl
@@ -110,7 +122,9 @@ class Op:
         name = f"{self.name}.{chosen.name}"
         with jax.named_scope(f"kernels.{name}"), compat.tagged(**{ATTRIBUTE: name}), configurations() as configs:
             result = chosen.function(*arguments, **options)
-        choice = Choice(self.name, chosen.name, how, tuple(refused.items()), arrays, target, tuple(configs))
+        choice = Choice(
+            self.name, chosen.name, how, tuple(refused.items()), arrays, target, tuple(configs), chosen.derivative
+        )
         note(choice)
         _log.info("%s", choice)
         return result
@@ -155,6 +169,13 @@ def using(*implementations: Further) -> Iterator[None]:
         if problem := problem_of(implementation, [*_further.value, *implementations[:i]]):
             raise ValueError(problem)
     with _further((*_further.value, *implementations)):
+        yield
+
+
+@contextlib.contextmanager
+def counting() -> Iterator[None]:
+    """Inside, ops are traced with the products that they need at least, whatever implementation would run; for counting operations."""
+    with _counting(True):
         yield
 
 

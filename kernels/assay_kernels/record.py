@@ -19,7 +19,8 @@ _made: dict[tuple[str, str], "Choice"] = {}  # the last of each, in this process
 class Choice:
     """One call of an op. refused: the implementations of higher priority and why each was not chosen. arrays: "bfloat16[8,64]", …
 
-    configs: what the kernels were configured with, and where that came from.
+    configs: what the kernels were configured with, and where that came from. derivative: the implementation that computes instead, values
+    too, where the call is differentiated; "" where it is this one.
     """
 
     op: str
@@ -29,11 +30,13 @@ class Choice:
     arrays: tuple[str, ...]
     target: Target
     configs: tuple[Configured, ...] = ()
+    derivative: str = ""
 
     def __str__(self) -> str:
         """One line for people."""
         why = "".join(f"; not {name}: {reason}" for name, reason in self.refused)
         how = "".join(f"; {c.config} ({c.source})" for c in self.configs)
+        how += f"; {self.derivative} where it is differentiated" if self.derivative else ""
         return f"{self.op}: {self.implementation} ({self.how}) for {self.target}, {' '.join(self.arrays)}{how}{why}"
 
     def as_json(self) -> dict[str, Any]:

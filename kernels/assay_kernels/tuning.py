@@ -15,7 +15,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -36,12 +36,19 @@ class Configured:
 
 
 def tuned(
-    op: str, implementation: str, shape: Mapping[str, int | str], *, exact: tuple[str, ...], otherwise: Config
+    op: str,
+    implementation: str,
+    shape: Mapping[str, int | str],
+    *,
+    exact: tuple[str, ...],
+    otherwise: Config,
+    fits: Callable[[Any], bool] = lambda config: True,
 ) -> Config:
     """The measured configuration of the nearest shape, as a dataclass like `otherwise`; `otherwise` where none is near.
 
     shape: what the best choice depends on. Those named in `exact`, and all that are text (a dtype), must be equal; of the others the
-    nearest by ratio wins. Raises ValueError for a file that is no such table, or that names a field that the dataclass lacks.
+    nearest by ratio wins. fits: whether a configuration can run here, as one measured for another shape may not; those that cannot
+    are passed over. Raises ValueError for a file that is no such table, or that names a field that the dataclass lacks.
     """
     for entries, source in _tables(file_name(current_target().device_kind)):
         near = [
@@ -49,9 +56,9 @@ def tuned(
             for e in entries
             if (e["op"], e["implementation"]) == (op, implementation)
         ]
-        distance, best = min(near, key=lambda pair: pair[0], default=(math.inf, {}))
-        if distance <= FARTHEST:
-            return _noted(_built(otherwise, best["config"], source), source)
+        for distance, entry in sorted(near, key=lambda pair: pair[0]):
+            if distance <= FARTHEST and fits(config := _built(otherwise, entry["config"], source)):
+                return _noted(config, source)
     return _noted(otherwise, "rule")
 
 

@@ -257,3 +257,24 @@ def test_these_tests_see_a_fault(name: str, two_cores, monkeypatch) -> None:
     monkeypatch.setattr(kernels, attribute, wrong)
     with pytest.raises(Exception, match=r"is off by|CpuCallback|[Bb]arrier"):
         testing.check(OP, "mosaic", faulty, interpret=True)
+
+
+@pytest.mark.parametrize("transpose_w", [False, True])
+def test_a_measured_configuration_is_that_of_the_products_own_sizes(transpose_w: bool, monkeypatch) -> None:
+    asked: dict[str, Any] = {}
+    monkeypatch.setattr(
+        configs, "tuned", lambda op, name, key, **rest: asked.setdefault(name, key) and rest["otherwise"]
+    )
+    x, w = jnp.ones((8, 64), jnp.bfloat16), jnp.ones((2, 128, 64) if transpose_w else (2, 64, 128), jnp.bfloat16)
+    configs.configured(x, w, Options(transpose_w))
+    assert (asked["mosaic_outer"]["width"], asked["mosaic_outer"]["columns"]) == (
+        (128, 64) if transpose_w else (64, 128)
+    )
+
+
+def test_tiles_that_divide_no_result_are_refused() -> None:
+    x, dy, ends = jnp.ones((8, 64), jnp.bfloat16), jnp.ones((8, 192), jnp.bfloat16), jnp.array([8], jnp.int32)
+    with for_target(H200), pytest.raises(ValueError, match="tiles of 128 do not divide 192"):
+        kernels.outer(
+            x, dy, jnp.zeros_like(ends), ends, config=dataclasses.replace(configs.outer_rule(64, 192), columns=128)
+        )

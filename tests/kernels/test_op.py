@@ -173,4 +173,5 @@ def test_a_choice_is_plain_values_for_a_record(doubled) -> None:
         "arrays": ("float32[8]",),
         "target": "cpu",
         "configs": (),
+        "derivative": "",
     }

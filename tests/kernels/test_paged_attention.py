@@ -170,6 +170,7 @@ def test_the_record_names_the_configuration() -> None:
     [
         ({"q": jnp.ones((2, 1, 4, 16), jnp.int32)}, "q is int32"),
         ({"k_pages": jnp.ones((4, 2, 16, 16), jnp.bfloat16)}, "k_pages bfloat16"),
+        ({"scale": 0.0}, "scale = 0.0: must be greater than 0"),
         ({"q": jnp.ones((2, 4, 16))}, "must be"),
         ({"q": jnp.ones((2, 1, 4, 8))}, "the head dimensions differ"),
         ({"q": jnp.ones((2, 1, 5, 16))}, "5 query heads must be a positive multiple of 2"),

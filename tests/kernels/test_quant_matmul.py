@@ -299,3 +299,20 @@ def test_options_name_the_result() -> None:
     weights = QuantizedWeights(values, scales, options.format)
     assert quant_matmul(x, weights, out_dtype=jnp.float32).dtype == jnp.float32
     assert quant_matmul(x, weights).dtype == jnp.bfloat16
+
+
+def test_a_configuration_of_another_shape_is_taken_where_it_fits_alone() -> None:
+    form = Format(4, 128, "int", (4096, 4096))
+    assert mosaic.fits(16, form, mosaic.Config(8, 1))
+    assert not mosaic.fits(22, form, mosaic.Config(8, 1))  # shared memory
+    assert not mosaic.fits(16, form, mosaic.Config(3, 1))  # an odd number of stages
+    x, weights = jnp.ones((16, 512), jnp.bfloat16), quantize(jnp.ones((512, 128)), bits=4, group=128)
+    with for_target(H200), pytest.raises(ValueError, match="an odd number of stages"):
+        mosaic.run(x, weights.values, weights.scales, Options(weights.format), mosaic.Config(3, 1))
+
+
+def test_values_of_another_dtype_than_the_formats_are_refused() -> None:
+    weights = quantize(jnp.ones((256, 128)), bits=8)
+    wrong = dataclasses.replace(weights, values=weights.values.astype(jnp.int32))
+    with pytest.raises(TypeError, match="values are int32"):
+        quant_matmul(jnp.ones((1, 256)), wrong)

@@ -83,6 +83,18 @@ def test_exact_keys_and_text_must_be_equal(write) -> None:
     assert block(head_dim=128, dtype="float16") == RULE.block
 
 
+def test_what_cannot_run_here_is_passed_over(write) -> None:
+    write(entry(10, tokens=1000), entry(20, tokens=2000), entry(30, tokens=100_000))
+    with for_target(DEVICE):
+        found = [
+            tuning.tuned(
+                "op", "mosaic", {"tokens": 1000}, exact=(), otherwise=RULE, fits=lambda c, least=least: c.block > least
+            )
+            for least in (0, 10, 20)
+        ]
+    assert [config.block for config in found] == [10, 20, RULE.block]
+
+
 def test_zero_has_no_ratio(write) -> None:
     write(entry(10, window=0))
     assert block(window=0) == 10

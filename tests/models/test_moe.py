@@ -15,8 +15,9 @@ from assay.data.spec import ArraySpec, DataSpec
 from assay.network import make_network
 from assay.parallel.constrain import layout
 from assay.parallel.layout import make_layout
+from assay.plan.flops import forward_cost
 from assay.testing.model import ModelKit
-from assay_kernels import H200, for_target, recording
+from assay_kernels import H200, counting, for_target, recording
 from assay_kernels.aot import custom_calls, lower_gradient_for_cuda
 from assay_plugins.models.attention import attention
 from assay_plugins.models.layers import normal
@@ -252,3 +253,21 @@ def test_ids_beyond_the_dataset_s_are_padding() -> None:
 def test_settings_that_cannot_be(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         dataclasses.replace(SMALL, **options)
+
+
+def test_operations_are_counted_of_the_chosen_experts_alone() -> None:
+    def cost(experts: int, dispatch: str) -> int:
+        model = dataclasses.replace(SMALL, experts=experts, experts_per_token=2, mlp_width=24, expert_dispatch=dispatch)
+        network = make_network(model, TEXT)
+        batch = {"inputs": jax.ShapeDtypeStruct((2, 12), jnp.int32)}
+
+        def forward(params: Any, stats: Any, batch: Any) -> Any:
+            with counting():
+                return network.merge(params, stats)(batch)
+
+        return forward_cost(forward, network.params, network.stats, batch).flops
+
+    router = 2 * (2 * 12) * 16  # of one more expert
+    every = 3 * 2 * (2 * 12) * 16 * 24  # the three products of all tokens with one expert
+    assert cost(8, "grouped") - cost(4, "grouped") == 4 * router
+    assert cost(8, "dense") - cost(4, "dense") == pytest.approx(4 * (router + every), rel=0.1)

@@ -130,7 +130,7 @@ def _draw(tensor: Tensor, sizes: Mapping[str, int], rng: np.random.Generator) ->
 
 
 def compare(got: np.ndarray, want: np.ndarray) -> float:
-    """max |got - want| relative to max |want|, masks left out; exact for integers. Raises Wrong where shape, dtype or not-numbers differ."""
+    """max |got - want| relative to max |want|, masks left out; exact for integers. Raises Wrong where shapes, dtypes or NaNs differ."""
     if got.shape != want.shape or got.dtype != want.dtype:
         raise Wrong(f"is {got.dtype}{list(got.shape)}, and must be {want.dtype}{list(want.shape)}")
     if want.size == 0:

@@ -101,6 +101,14 @@ LARGE_CALLS: Mapping[str, Call] = {
     "long window": Call(1, 8192, 8192, 2, 1, 128, options=causal(window=1000)),
     "packed": Call(4, 4096, 4096, 4, 4, 128, segments=PACKED, options=causal(softcap=30.0)),
     "one key head": Call(2, 777, 2000, 8, 1, 128, offset=1223, options=causal()),
+    # Rows whose first blocks are hidden while others of their tile see them; the scales are such that a fused product shows.
+    **{
+        f"hidden first, head dim {d}": Call(
+            2, 1023, 1023, 4, 2, d, segments=((100, 300, 200), (511, 2)), options=causal(window=150)
+        )
+        for d in (64, 128, 192)
+    },
+    "hidden first, scaled": Call(1, 700, 900, 2, 2, 128, offset=-60, options=causal(window=90, scale=0.1234)),
     "full, unlike lengths": Call(2, 1500, 300, 4, 4, 64),
 }
 CASES: Mapping[str, Case] = {name: call.case() for name, call in {**CALLS, **BIASED}.items()}

@@ -180,6 +180,9 @@ def forward(
     segments = scores.segments
     factor = scores.factor
     hidden = max(HIDDEN / factor, -3e38)
+    # Where the running maximum begins: far above a hidden score, so that its weight is exactly 0 however products are rounded, and far
+    # below every other.
+    lowest = hidden * factor / 2
 
     def body(*references: Any) -> None:
         refs = list(references)
@@ -282,7 +285,7 @@ def forward(
             carry = (
                 s_QC,
                 zeros(ROWS, D),
-                mosaic.layout_cast(jnp.full((ROWS,), HIDDEN, jnp.float32), rows_layout),
+                mosaic.layout_cast(jnp.full((ROWS,), lowest, jnp.float32), rows_layout),
                 mosaic.layout_cast(jnp.zeros((ROWS,), jnp.float32), rows_layout),
                 step,
             )
@@ -296,7 +299,7 @@ def forward(
             plgpu.barrier_wait(turn.at[group])
             (o_QD,) = mosaic.products((p_QC, v_smem.at[slot], o_QD), started=give_turn)
             plgpu.barrier_arrive(v_free.at[slot])
-            some_Q = m_Q > HIDDEN / 2
+            some_Q = l_Q > 0.0
             o_QD = o_QD * lax.broadcast_in_dim(jnp.where(some_Q, 1.0 / l_Q, 0.0), o_QD.shape, [0])
             plgpu.wait_smem_to_gmem(0, wait_read_only=True)
             place = o_smem.at[group] if config.own_output else qs

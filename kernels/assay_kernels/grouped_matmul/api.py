@@ -7,12 +7,12 @@ import jax.numpy as jnp
 
 from assay_kernels.grouped_matmul.blocked import blocked
 from assay_kernels.grouped_matmul.configs import refused
-from assay_kernels.grouped_matmul.reference import reference
+from assay_kernels.grouped_matmul.reference import counted, reference
 from assay_kernels.grouped_matmul.shapes import Options, check
 from assay_kernels.op import Op
 from assay_kernels.target import Target
 
-OP = Op("grouped_matmul", reference)
+OP = Op("grouped_matmul", reference, counted)
 
 
 def grouped_matmul(

@@ -77,8 +77,8 @@ def configured(x: jax.Array, w: jax.Array, options: Options) -> Configs:
         key = {"rows": rows, "groups": groups, "width": k, "columns": n, "w": "n,k" if transposed else "k,n"}
         return tuned("grouped_matmul", name, key, exact=EXACT, otherwise=product_rule(n))
 
-    key = {"rows": rows, "groups": groups, "width": width, "columns": columns}
     a, b = (columns, width) if options.transpose_w else (width, columns)
+    key = {"rows": rows, "groups": groups, "width": a, "columns": b}
     return Configs(
         product("mosaic", width, columns, options.transpose_w),
         product("mosaic", columns, width, not options.transpose_w),

@@ -62,6 +62,7 @@ def product(
 ) -> Array:
     """x_i w_g, (M, N); 0 after the last group's rows."""
     rows, columns = x.shape[0], w.shape[1 if transpose_w else 2]
+    _divides(config, config.columns, columns)
     x = _padded(x, ROWS)
     tiles = row_tiles(starts, ends, x.shape[0])
     swizzled = functools.partial(mosaic.swizzled, BLOCK)
@@ -206,11 +207,19 @@ def _store(
                 done = done + here
 
 
+def _divides(config: Any, tile: int, size: int) -> None:
+    """Raise ValueError where tiles do not divide a result evenly: a table of configurations may hold anything."""
+    if size % tile:
+        raise ValueError(f"{config}: tiles of {tile} do not divide {size}")
+
+
 def outer(x: Array, dy: Array, starts: Array, ends: Array, *, config: Outer) -> Array:
     """(G, K, N): of each group the sum over its rows of x_i^T dy_i, in x's dtype."""
     groups, width, columns = starts.shape[0], x.shape[1], dy.shape[1]
     x, dy = _padded(x, BLOCK), _padded(dy, BLOCK)
     high = BLOCK * config.warpgroups
+    _divides(config, config.columns, columns)
+    _divides(config, high, width)
     tiles = groups * (width // high) * (columns // config.columns)
     chunk = 128 // x.dtype.itemsize
     swizzled = mosaic.swizzled(BLOCK, x.dtype)

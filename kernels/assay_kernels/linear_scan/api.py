@@ -77,7 +77,7 @@ def _supports(target: Target, *arguments: Any) -> str | None:
     return supports(target, *arguments)
 
 
-@OP.register("mosaic", supports=_supports, priority=20)
+@OP.register("mosaic", supports=_supports, priority=20, derivative="reference")
 def _mosaic(*arguments: Any) -> Any:
     from assay_kernels.linear_scan.mosaic import mosaic
 

@@ -58,5 +58,7 @@ def check(
             raise ValueError(f"{name} is {value.dtype} {value.shape}: must be int32, one for each row, {q.shape[:1]}")
     if options.window is not None and options.window < 1:
         raise ValueError(f"window = {options.window}: must be at least 1")
+    if not options.scale > 0.0:
+        raise ValueError(f"scale = {options.scale}: must be greater than 0")
     if options.softcap is not None and not options.softcap > 0.0:
         raise ValueError(f"softcap = {options.softcap}: must be greater than 0")

@@ -30,7 +30,7 @@ from assay_kernels.quant_matmul.shapes import Options
 from assay_kernels.target import Target, current_target
 from assay_kernels.tuning import tuned
 
-EXACT = ("bits", "group")
+EXACT = ("bits", "group")  # and the kind, which is text
 HALVES, CHANNELS = 2, 64  # of a tile, for warpgroups of their own; output channels of each
 TILE = HALVES * CHANNELS
 FEW_ROWS = 32  # of x: with more, four warpgroups that compute have too few registers
@@ -102,7 +102,13 @@ def refusal(x: jax.Array, values: jax.Array, scales: jax.Array, options: Options
 
 def key(rows: int, form: Format) -> dict[str, int | str]:
     """What the best configuration depends on."""
-    return {"rows": rows, "K": form.shape[0], "N": form.shape[1], "bits": form.bits, "group": form.group or 0}
+    found: dict[str, int | str] = {"rows": rows, "K": form.shape[0], "N": form.shape[1], "bits": form.bits}
+    return found | {"group": form.group or 0, "kind": form.kind}
+
+
+def fits(rows: int, form: Format, config: Config) -> bool:
+    """Whether a configuration has the shared memory for such a call, and an even number of stages, since warpgroups take turns."""
+    return config.stages % 2 == 0 and shared_bytes(rows, form, config) <= SHARED
 
 
 def rule(rows: int, form: Format, target: Target) -> Config:
@@ -133,8 +139,15 @@ def temp_bound(rows: int, form: Format, config: Config) -> int:
 def multiply(x: jax.Array, values: jax.Array, scales: jax.Array, options: Options) -> jax.Array:
     """As `reference`."""
     form = options.format
-    otherwise = rule(x.shape[0], form, current_target())
-    config = tuned("quant_matmul", "mosaic", key(x.shape[0], form), exact=EXACT, otherwise=otherwise)
+    rows = x.shape[0]
+    config = tuned(
+        "quant_matmul",
+        "mosaic",
+        key(rows, form),
+        exact=EXACT,
+        otherwise=rule(rows, form, current_target()),
+        fits=lambda config: fits(rows, form, config),
+    )
     return run(x, values, scales, options, config)
 
 
@@ -142,6 +155,8 @@ def multiply(x: jax.Array, values: jax.Array, scales: jax.Array, options: Option
 def run(x: jax.Array, values: jax.Array, scales: jax.Array, options: Options, config: Config) -> jax.Array:
     """`multiply` with a configuration."""
     rows = x.shape[0]
+    if not fits(rows, options.format, config):
+        raise ValueError(f"{config}: needs more shared memory than there is, or an odd number of stages alternates")
     out_dtype = options.out_dtype or x.dtype.name
     plan = Plan(options.format, config, -(-rows // 8) * 8, out_dtype, 1)
     plan = dataclasses.replace(plan, ctas=min(current_target().cores, plan.items))

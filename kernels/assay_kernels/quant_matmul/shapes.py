@@ -24,6 +24,8 @@ def check(x: Any, values: jax.Array, scales: jax.Array, form: Format) -> None:
         raise TypeError(f"x is {x.dtype}: must be bf16, fp16, fp32 or fp64")
     if x.ndim < 1 or x.shape[-1] != rows:
         raise ValueError(f"x {x.shape} and weights {form.shape}: x must be (*items, {rows})")
+    if values.dtype != (form.dtype if form.group is None else jnp.int32):
+        raise TypeError(f"values are {values.dtype}, and {form} has {form.dtype if form.group is None else 'int32'}")
     expected: tuple[tuple[int, ...], tuple[int, ...]] = (rows, columns), (columns,)
     if form.group is not None:
         padded = -(-rows // STEP) * STEP

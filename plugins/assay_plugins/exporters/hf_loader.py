@@ -15,8 +15,9 @@ NAMES = {"token_types": "token_type_ids", "positions": "position_ids"}
 
 def load(artifact: Path, manifest: dict[str, Any], facts: dict[str, Any]) -> Callable[[str, Arrays], Arrays]:
     """(program, inputs) -> outputs, for the program "forward"."""
-    model_class = getattr(transformers, facts["architecture"])
-    if not (isinstance(model_class, type) and issubclass(model_class, transformers.PreTrainedModel)):
+    model_class: Any = getattr(transformers, facts["architecture"])
+    known = isinstance(model_class, type) and issubclass(model_class, transformers.PreTrainedModel)
+    if not known:
         raise ValueError(f"manifest.json: {facts['architecture']!r} is no model of transformers")
     files = artifact / Path(facts["directory"]).name  # of the artifact, whatever the manifest says
     how = {"dtype": "auto", "attn_implementation": "eager", "use_safetensors": True}
