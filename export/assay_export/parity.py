@@ -64,8 +64,14 @@ def gate(
     """
     bound = bound or bound_of(w.dtype for w in source.weights.values())
     signatures = {p.name: p.signature for p in source.programs}
-    with Process(artifact, name, exporter) as run:
-        rows, problems = list[dict[str, Any]](), list[str]()
+    called: set[str] = set()
+    with Process(artifact, name, exporter) as process:
+        rows = list[dict[str, Any]]()
+
+        def run(program: str, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+            called.add(program)
+            return process(program, inputs)
+
         try:
             for case in _all(source, run):
                 expected = case.of_live(live.forward(case.inputs))
@@ -75,6 +81,7 @@ def gate(
         except ExportError as error:
             return Checked(bound, rows, {}, 0, [str(error)])
     problems = [problem_of(row, bound) for row in rows if not row["ok"]]
+    problems += [f"{program} was exported, and nothing compared it" for program in signatures if program not in called]
     return Checked(bound, rows, metrics, count, [*problems, *_metric_problems(metrics, bound)])
 
 

@@ -8,7 +8,9 @@ import pytest
 
 import assay_plugins.models.transformer as transformer
 from assay.exported import Exported, Program
+from assay_export import parity
 from assay_export.bisect import first_difference
+from assay_export.cases import cases
 from assay_export.stablehlo.exporter import StableHLO
 
 
@@ -73,6 +75,13 @@ def test_a_fault_is_found(fault, kinds, decoder, tmp_path) -> None:
     checked = decoder.checked(tmp_path / "artifact", fault(decoder.source))
     assert checked.problems
     assert {row["kind"] for row in checked.rows if not row["ok"]} == kinds
+
+
+def test_a_program_that_nothing_compares_is_not_let_through(decoder, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(parity, "steps_case", lambda source, run: None)
+    monkeypatch.setattr(parity, "cases", lambda source: [c for c in cases(source) if c.kind == "forward"])
+    checked = decoder.checked(tmp_path / "artifact")
+    assert checked.problems == [f"{name} was exported, and nothing compared it" for name in ("prefill", "decode")]
 
 
 @pytest.mark.parametrize(
