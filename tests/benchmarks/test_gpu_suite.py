@@ -36,7 +36,7 @@ def test_stages_are_run_once_and_what_is_missing_is_said(tmp_path, tokens) -> No
     assert trained["complete"]
     assert trained["smoke"]
     assert len(trained["losses"]) == trained["settings"]["steps"] == 6
-    assert trained["kernels"][0]["op"] == "linear_cross_entropy"
+    assert {"attention", "linear_cross_entropy"} <= {kernel["op"] for kernel in trained["kernels"]}
     assert trained["predicted_bytes"] > 0
     assert "result: gpt2_124m_throughput " in (out / "summary.txt").read_text()
 

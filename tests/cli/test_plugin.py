@@ -49,7 +49,7 @@ def test_a_plugin_that_passes_gives_a_line_for_each_check_and_0(capsys) -> None:
     assert main(["plugin", "check", "model.mlp"]) == 0
     out = capsys.readouterr().out
     assert "ok        compiled_equals_eager: jit changes the output no more than rounding does" in out
-    assert out.splitlines()[-1].startswith("model.mlp: 10 passed, 2 skipped")
+    assert out.splitlines()[-1].startswith("model.mlp: 11 passed, 2 skipped")
 
 
 def test_a_plugin_that_fails_gives_1_and_says_what_was_found(tmp_path, capsys) -> None:

@@ -77,7 +77,7 @@ def test_values_and_gradients_are_those_of_the_logits(name: str, terms: str) -> 
     with recording() as choices:
         found, gradients = trained(MODELS[name], dataclasses.replace(objective, fused_head="auto"))
     expected, expected_gradients = trained(MODELS[name], objective)
-    assert [c.op for c in choices] == ["linear_cross_entropy"]
+    assert [c.op for c in choices].count("linear_cross_entropy") == 1
     assert found.logits is None
     np.testing.assert_array_equal(found.weights, expected.weights)
     counted = np.asarray(found.weights) > 0

@@ -164,6 +164,7 @@ select = ["E4", "E7", "E9", "F", "I", "B", "UP"]
 strict = true
 files = ["src"]
 disable_error_code = ["import-untyped"]
+untyped_calls_exclude = ["jax"]
 """
 
 _RUN = "assay run my_plugin.gin"

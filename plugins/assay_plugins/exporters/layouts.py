@@ -23,7 +23,7 @@ from assay_plugins.models.block import Place
 from assay_plugins.models.transformer import Transformer
 from assay_plugins.models.vit import ViT
 
-NEUTRAL = ("dropout", "remat", "vocab_size", "vocab_multiple")
+NEUTRAL = ("dropout", "remat", "expert_dispatch", "vocab_size", "vocab_multiple")
 """Options that change no output of a trained model: for training only, or padding, which is left out."""
 
 
