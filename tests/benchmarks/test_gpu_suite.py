@@ -59,11 +59,13 @@ def test_stages_are_run_once_and_what_is_missing_is_said(tmp_path, tokens) -> No
 
 @pytest.mark.slow
 def test_the_whole_suite_runs_in_its_smallest_size(tmp_path, tokens) -> None:
-    found = suite("--smoke", str(tmp_path), TOKENS=str(tokens))
-    assert found.returncode == 0, found.stdout + found.stderr
     listed = suite("--list").stdout.splitlines()[0].removeprefix("default: ").split()
     assert {"t2", "kernels-linear_cross_entropy", "gpt2_124m", "memory", "deterministic", "compile"} <= set(listed)
-    for stage in listed:
+    # gpt2_124m has a test of its own, and the last two run its program again.
+    stages = [stage for stage in listed if stage not in ("gpt2_124m", "deterministic", "compile")]
+    found = suite("--smoke", str(tmp_path), *stages, TOKENS=str(tokens))
+    assert found.returncode == 0, found.stdout + found.stderr
+    for stage in stages:
         written = json.loads((tmp_path / f"{stage}.json").read_text())
         assert written["complete"], stage
         assert written["smoke"], stage
