@@ -41,9 +41,9 @@ def test_a_sampling_experiment_has_all_rows_and_as_many_steps_as_draws(name):
 
 @pytest.mark.parametrize("name", ["hierarchical_regression", "bnn_digits"])
 def test_an_experiment_is_planned_without_memory(name):
-    before = len(jax.live_arrays())
+    held = jax.live_arrays()  # of other tests, kept here: they might go while this one looks
     plan = make_plan(load(name).experiment)
-    assert len(jax.live_arrays()) == before
+    assert {id(each) for each in jax.live_arrays()} <= {id(each) for each in held}
     assert (plan.network.parameter_count == 0) == (name == "hierarchical_regression")
 
 

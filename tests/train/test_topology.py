@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+ROUNDING = 4e-6  # over 100 steps; depends on the processor: 2.7e-7 on one, 1.02e-6 on another. A mistake shows as 1e-4 and more.
 BENCHMARK = Path(__file__).parents[2] / "benchmarks" / "topology_matrix.py"
 
 
@@ -22,4 +23,4 @@ def test_a_part_of_the_topology_matrix(tmp_path):
     for job in jobs:
         found = matrix.differences(tmp_path, job)
         assert (found["start"], found["stream"]) == (0, 0), job
-        assert max(found["losses"], found["evaluation"]) <= matrix.TOLERANCE, job
+        assert max(found["losses"], found["evaluation"]) <= ROUNDING, job
