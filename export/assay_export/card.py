@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+from assay_export import manifest
+
 
 def card(content: Mapping[str, Any], found: Mapping[str, Any]) -> str:
     """Markdown. content: the manifest's. found: format -> assay_export.parity.Checked."""
@@ -36,7 +38,7 @@ def card(content: Mapping[str, Any], found: Mapping[str, Any]) -> str:
         "",
         *(f"* {name}: {live:.6f}" for c in list(found.values())[:1] for name, (_, live) in c.metrics.items()),
         "",
-        *(f"Note: {note}" for note in content["notes"]),
+        *(f"Note: {note}" for note in manifest.notes(content)),
         "",
         "## Intended use",
         "",

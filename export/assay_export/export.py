@@ -1,6 +1,8 @@
 """From a run to an artifact: restore, trace, write, compare with the live model, mark, and give it its name."""
 
 import dataclasses
+import functools
+import itertools
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -13,10 +15,11 @@ from assay.exported import Exported
 from assay.kinds import Exporter, Transform
 from assay.runs import RunDirectory
 from assay.train.launch import restored
+from assay.train.progress import Status
 from assay_export import artifact, manifest, parity, stored
 from assay_export.bisect import first_difference
 from assay_export.card import card
-from assay_export.cases import Case, cases
+from assay_export.cases import Case, can_decode, cases
 from assay_export.lineage import lineage_of, write_tokenizer
 from assay_export.live import Live
 from assay_export.parity import Checked
@@ -38,39 +41,47 @@ def export(
     bisect: bool = False,
     transforms: Sequence[tuple[str, Transform]] = (),
     report: Callable[[str], None] = print,
+    status: Status | None = None,
 ) -> tuple[Path, dict[str, Checked]]:
     """(the artifact, what the gate found of each format). The artifact is written even where the gate finds it wrong, and marked so.
 
     step: of the checkpoint, None for the newest. out: None for `exports/step-STEP` in the run. max_batch, max_length: bounds of the
     dynamic dimensions. examples: most for the task's metrics. bisect: name the first layer that differs.
     transforms: applied to the weights in order, each with the text that names it; the gate then compares with the transformed model.
+    report: is given lines on what was done. status: shows what is being done.
     Raises RunError, CheckpointError, ExportError.
     """
     if run.status() == "running":
         raise ExportError(f"run {run.id} is still training; wait until it ends, or stop it with Ctrl-C, which saves")
     if out is not None:
         artifact.check_free(out)
+    status = status or Status(quiet=True)
+    status.show("restoring the checkpoint", force=True)
     plan, state, step = restored(run, step)
     out = out or run.path / "exports" / f"step-{step}"
+    artifact.check_free(out)
     live = Live(plan, state.variables)
+    status.show("tracing the model", force=True)
     rows = live.examples(min(EXAMPLE_ROWS, max_batch))
     limits: Any = {"max_batch": max_batch, "max_length": max_length}
     source = exported(plan, state.variables, rows, lineage_of(run, step), **limits)
-    for note in source.notes:
-        report(f"note: {note}")
+    if transforms:
+        status.show("transforming the weights", force=True)
     source, live, effects = transformed(source, live, transforms, examples)
     for line in (line for effect in effects for line in effect.lines()):
         report(line)
     with artifact.new(out) as directory:
         tokenizer = write_tokenizer(plan.experiment, plan.spec, directory)
-        content = artifact.fill(directory, source, exporters, {"tokenizer": tokenizer, **_changes(effects)})
+        further = {"tokenizer": tokenizer, **_changes(effects)}
+        writing = functools.partial(status.show, force=True)
+        content = artifact.fill(directory, source, exporters, further, progress=writing)
+        for note in manifest.notes(content):
+            report(f"note: {note}")
         found, kept = dict[str, Checked](), dict[str, tuple[Case, np.ndarray]]()
         for name, exporter in exporters.items():
-            written, keep = (
-                content["formats"][name],
-                lambda case, output: kept.update({case.label: (case, output)}),
-            )
+            written = content["formats"][name]
             bound, held = written["tolerance"], _held(source, written["programs"])
+            keep = _keeping(kept, name, held, status)
             absent = parity.unchecked(written["requirements"], bound or 0.0)
             if (
                 absent
@@ -83,6 +94,21 @@ def export(
                 report(first_difference(directory, name, exporter, source, live))
         finish(directory, content, found, kept)
     return out, found
+
+
+def _keeping(
+    kept: dict[str, tuple[Case, np.ndarray]], name: str, held: Exported, status: Status
+) -> Callable[[Case, np.ndarray], None]:
+    """What the gate of format `name` gives each case to: it goes into `kept`, and `status` shows which it is."""
+    total, numbers = sum(1 for _ in cases(held)) + can_decode(held), itertools.count(1)
+
+    def keep(case: Case, output: np.ndarray) -> None:
+        kept[case.label] = (case, output)
+        number = next(numbers)
+        text = f"comparing {name}: case {number} of {total}, {case.label}" + ", then metrics" * (number == total)
+        status.show(text, force=number == 1)
+
+    return keep
 
 
 def finish(

@@ -94,6 +94,12 @@ def dims_of(content: Mapping[str, Any]) -> dict[str, Dim]:
     return {name: Dim(**dim) for name, dim in content["dims"].items()}
 
 
+def notes(content: Mapping[str, Any]) -> list[str]:
+    """What somebody who uses the artifact should know: of its programs, then of its formats, each once."""
+    of_formats = (f"{name}: {note}" for name, found in content["formats"].items() for note in found["notes"])
+    return list(dict.fromkeys([*content["notes"], *of_formats]))
+
+
 def _tensor(found: Mapping[str, Any]) -> Tensor:
     return Tensor(tuple(found["shape"]), found["dtype"], found["below"])
 

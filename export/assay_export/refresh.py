@@ -16,8 +16,8 @@ from assay.exported import Exported, Program
 from assay.kinds import Transform
 from assay_export import artifact, manifest, stored, verify, weights
 from assay_export.export import finish
+from assay_export.named import exporter_of
 from assay_export.parity import Checked
-from assay_export.runners import exporter_of
 from assay_export.transforms.report import of_artifact
 
 FORMAT = "stablehlo"
@@ -48,7 +48,7 @@ def refresh(
     with artifact.new(out) as new:
         if content.get("tokenizer"):
             shutil.copytree(directory / "tokenizer", new / "tokenizer")
-        written = artifact.fill(new, source, {FORMAT: exporter_of(FORMAT)}, further)
+        written = artifact.fill(new, source, {FORMAT: exporter_of(content, FORMAT)}, further)
         checked = verify.verify_with(new, written, kept)
         finish(new, written, checked, {case.label: (case, live) for case, live in kept})
     return checked

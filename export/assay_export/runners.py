@@ -7,30 +7,19 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
 
-from assay import registry
-from assay.errors import ExportError, PluginError
+from assay.errors import ExportError
 from assay.exported import Runner
 from assay.kinds import Exporter
-from assay.registry import REQUIRED
 from assay_export import run
 
 SCRIPT = Path(run.__file__)
-
-
-def exporter_of(name: str) -> Exporter:
-    """The exporter plugin of a format, with its defaults. Raises PluginError where it needs parameters."""
-    plugin: Callable[..., Exporter] = registry.load("exporter", name)
-    required = [p.name for p in registry.parameters(plugin).values() if p.default is REQUIRED]
-    if required:
-        raise PluginError(f"exporter.{name} needs {', '.join(required)}; `assay export` gives exporters no parameters")
-    return plugin()
 
 
 def opened(artifact: Path, name: str, exporter: Exporter) -> Runner:

@@ -10,8 +10,8 @@ from assay.errors import ExportError
 from assay_export import artifact, manifest, parity, stored
 from assay_export.cases import Case
 from assay_export.compare import bound_of
+from assay_export.named import exporter_of
 from assay_export.parity import Checked
-from assay_export.runners import exporter_of
 
 
 def verify(directory: Path, content: Mapping[str, Any]) -> dict[str, Checked]:
@@ -33,7 +33,7 @@ def verify_with(
         bound = written["tolerance"] or bound_of(content["weights"]["dtypes"])
         playable = [(case, output) for case, output in kept if _programs(case) <= set(written["programs"])]
         found[name] = parity.unchecked(written["requirements"], bound) or parity.again(
-            directory, name, exporter_of(name), signatures, playable, bound
+            directory, name, exporter_of(content, name), signatures, playable, bound
         )
     return found
 

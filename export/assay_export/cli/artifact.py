@@ -58,7 +58,9 @@ def _show(directory: Path, *, as_json: bool) -> int:
     for name, found in content["formats"].items():
         expires = f"; its programs expire on {found['facts']['expires']}" if "expires" in found["facts"] else ""
         print(f"{name:<8} {', '.join(found['programs'])}; needs {', '.join(found['requirements'])}{expires}")
-    for note in [*content["notes"], *(n for found in content["formats"].values() for n in found["notes"])]:
+        if found.get("settings"):
+            print(" " * 9 + ", ".join(f"{key}={value!r}" for key, value in found["settings"].items()))
+    for note in manifest.notes(content):
         print(f"note     {note}")
     dims = content["dims"]
     print(table([("PROGRAM", "", "NAME", "DTYPE", "SHAPE"), *_ports(content)]))
@@ -94,8 +96,8 @@ def _verify(directory: Path) -> int:
 
 def _refresh(directory: Path, out: Path, named: list[str]) -> int:
     from assay_export.cli.export import report
+    from assay_export.named import transform_of
     from assay_export.refresh import refresh
-    from assay_export.transforms.named import transform_of
 
     checked = refresh(directory, out, [(text, transform_of(text)) for text in named])
     print(report(checked))

@@ -3,12 +3,13 @@
 import argparse
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from assay import devices
 from assay.cli.resume import add_run
 from assay.errors import ExportError
 from assay.runs import RunDirectory, open_run
+from assay.train.progress import Status
 
 if TYPE_CHECKING:
     from assay_export.parity import Checked
@@ -16,15 +17,24 @@ if TYPE_CHECKING:
 ABOUT = "make an artifact of a run that runs without Assay, and prove that it computes the same"
 HELP = (
     "Write a checkpoint of a run as an artifact: programs in one or more formats, their weights, and what they were checked with. Every "
-    "program is run in a fresh process and compared with the live model; 1 where one differs by more than its bound."
+    "program is run in a fresh process and compared with the live model; 1 where one differs by more than its bound. "
+    "`assay list exporter` lists the formats, `assay show exporter.NAME` their settings."
 )
-EXAMPLE = "assay export latest --to stablehlo --out model\n  assay export latest --to stablehlo --best --max-batch 8"
+EXAMPLE = (
+    "assay export latest --to stablehlo --out model\n  assay export latest --to stablehlo --best --max-batch 8\n"
+    '  assay export latest --to \'stablehlo(platforms=["cpu"], buckets=[]),onnx(dtype="float16")\''
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The run, the formats, the checkpoint and the bounds."""
     add_run(parser)
-    parser.add_argument("--to", default="stablehlo", metavar="FORMAT,…", help="exporter plugins (default: stablehlo)")
+    parser.add_argument(
+        "--to",
+        default="stablehlo",
+        metavar="FORMAT,…",
+        help="exporter plugins, with settings in parentheses: stablehlo,'onnx(dtype=\"float16\")' (default: stablehlo)",
+    )
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--step", type=int, metavar="N", help="the checkpoint's step (default: the newest)")
     which.add_argument("--best", action="store_true", help="the best checkpoint, by the experiment's keep_best")
@@ -60,16 +70,20 @@ def run(args: argparse.Namespace) -> int:
     found = open_run(args.run, args.root)
     devices.configure()
     from assay_export.export import export
-    from assay_export.runners import exporter_of
-    from assay_export.transforms.named import transform_of
+    from assay_export.named import exporters_of, transform_of
 
     transforms = [(text, transform_of(text)) for text in args.transform]
-    exporters = {name: exporter_of(name) for name in dict.fromkeys(args.to.split(","))}
+    exporters = exporters_of(args.to)
     step = _best(found) if args.best else args.step
     limits = {"max_batch": args.max_batch, "max_length": args.max_length, "examples": args.examples}
-    out, checked = export(
-        found, exporters, step=step, out=args.out, bisect=args.bisect, transforms=transforms, **limits
-    )
+    chosen: Any = {"step": step, "out": args.out, "bisect": args.bisect, "transforms": transforms, **limits}
+    with Status() as status:
+
+        def say(line: str) -> None:
+            status.clear()
+            print(line)
+
+        out, checked = export(found, exporters, report=say, status=status, **chosen)
     print(report(checked))
     failed = any(c.problems for c in checked.values())
     passed = "not verified whole" if any(c.unchecked for c in checked.values()) else "verified"

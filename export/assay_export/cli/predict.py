@@ -1,13 +1,18 @@
 """`assay predict`: the outputs of an artifact's program, in whatever format it has."""
 
 import argparse
+import contextlib
 import json
+import zipfile
+import zlib
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
 from assay.errors import ExportError
+from assay.runs.files import replacing
 
 ABOUT = "run an exported artifact on inputs from a file"
 HELP = (
@@ -27,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     given.add_argument("--input", type=Path, metavar="F", help="named arrays: .npz, .npy or .json")
     given.add_argument("--text", help="what to continue, for an artifact with a tokenizer, prefill and decode")
     parser.add_argument("--length", type=int, default=40, metavar="N", help="tokens to add to --text (default: 40)")
-    parser.add_argument("--format", help="one of the artifact's formats (default: its first)")
+    parser.add_argument("--format", help="one of the artifact's formats (default: the first that holds the program)")
     parser.add_argument("--program", default="forward", help="one of its programs (default: forward)")
     parser.add_argument("--output", type=Path, metavar="G.npz", help="where to write the outputs (default: print JSON)")
 
@@ -35,26 +40,48 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Check the artifact, run it, write or print."""
     from assay_export import artifact
-    from assay_export.runners import exporter_of, opened
 
+    if args.text is not None and args.output is not None:
+        raise ExportError("--output is of arrays, and --text prints text; leave out --output, or give --input")
     content = artifact.opened(args.artifact)
-    name = args.format or next(iter(content["formats"]))
-    if name not in content["formats"]:
-        raise ExportError(f"{args.artifact} has no format '{name}'; it has {', '.join(content['formats'])}")
-    runner = opened(args.artifact, name, exporter_of(name))
     if args.text is not None:
-        print(args.text + _continued(args, content, runner))
+        print(args.text + _continued(args, content))
         return 0
-    outputs = runner(args.program, _read(args.input, content, args.program))
-    plain = {n: x.astype(np.float32) if str(x.dtype) == "bfloat16" else x for n, x in outputs.items()}
+    inputs = _read(args.input, content, args.program)
+    runner = _opened(args, content, args.program)
     if args.output is None:
-        print(json.dumps({n: x.tolist() for n, x in plain.items()}))
-    else:
-        _write(args.output, plain)
+        print(json.dumps({n: x.tolist() for n, x in _plain(runner(args.program, inputs)).items()}))
+        return 0
+    with _written(args.output) as file:
+        np.savez(file, **_plain(runner(args.program, inputs)))  # type: ignore[arg-type]
+    print(args.output)
     return 0
 
 
-def _continued(args: argparse.Namespace, content: Any, runner: Any) -> str:
+def _opened(args: argparse.Namespace, content: Any, *programs: str) -> Any:
+    """The format that was asked for, or the first that holds the programs. Raises ExportError naming those that do."""
+    from assay_export.named import exporter_of
+    from assay_export.runners import opened
+
+    formats = content["formats"]
+    if args.format is not None and args.format not in formats:
+        raise ExportError(f"{args.artifact} has no format '{args.format}'; it has {', '.join(formats)}")
+    holding = [name for name, found in formats.items() if set(programs) <= set(found["programs"])]
+    if not holding:
+        raise ExportError(f"no format of {args.artifact} holds {' and '.join(programs)}; export the run again")
+    name = args.format or holding[0]
+    if name not in holding:
+        which = " or ".join(f"--format {name}" for name in holding)
+        raise ExportError(f"format {name} does not hold {' and '.join(programs)}; use {which}")
+    try:
+        return opened(args.artifact, name, exporter_of(content, name))
+    except ImportError as error:
+        raise ExportError(
+            f"format {name} needs {', '.join(formats[name]['requirements'])}: {error}; install them, or choose another --format"
+        ) from error
+
+
+def _continued(args: argparse.Namespace, content: Any) -> str:
     from assay_export import manifest
     from assay_export.cases import greedy
     from assay_export.lineage import encoder_of
@@ -64,6 +91,7 @@ def _continued(args: argparse.Namespace, content: Any, runner: Any) -> str:
         raise ExportError(
             f"{args.artifact} has no tokenizer, or no prefill and decode: it continues no text; use --input"
         )
+    runner = _opened(args, content, "prefill", "decode")
     prompt = encoder.encode(args.text).astype(np.int32)
     if not prompt.size:
         raise ExportError("--text has no tokens; write at least one character")
@@ -92,7 +120,7 @@ def _read(path: Path, content: Any, program: str) -> dict[str, np.ndarray]:
             return {next(iter(inputs)): np.load(path, allow_pickle=False)}
         found = json.loads(path.read_text(encoding="utf-8"))
         return {n: np.asarray(x, _dtype(inputs[n].dtype) if n in inputs else None) for n, x in found.items()}
-    except (OSError, ValueError, AttributeError, TypeError) as error:
+    except (OSError, ValueError, AttributeError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise ExportError(f"{path} cannot be read as named arrays: {error}; give .npz, .npy or .json") from error
 
 
@@ -100,10 +128,18 @@ def _dtype(name: str) -> str:
     return "float32" if name == "bfloat16" else name
 
 
-def _write(path: Path, outputs: dict[str, np.ndarray]) -> None:
+def _plain(outputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """In dtypes that numpy has."""
+    return {n: x.astype(np.float32) if str(x.dtype) == "bfloat16" else x for n, x in outputs.items()}
+
+
+@contextlib.contextmanager
+def _written(path: Path) -> Iterator[BinaryIO]:
+    """A file that becomes `path` when the block ends, opened at once: what cannot be written is said before anything is computed."""
+    if path.is_dir():
+        raise ExportError(f"{path} is a directory; name a file with --output")
     try:
-        with path.open("wb") as file:
-            np.savez(file, **outputs)  # type: ignore[arg-type]
+        with replacing(path) as file:
+            yield file
     except OSError as error:
-        raise ExportError(f"{path} cannot be written: {error.strerror}") from error
-    print(path)
+        raise ExportError(f"{path} cannot be written: {error.strerror}; choose another file with --output") from error

@@ -1,7 +1,9 @@
 """The caller's side of the converting subprocess."""
 
+import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -10,6 +12,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from assay.errors import ExportError
+from assay_export.onnx.worker import MEMORY
 
 PYTHON_VARIABLE = "ASSAY_ONNX_PYTHON"
 ADVICE = (
@@ -21,10 +24,14 @@ SETTINGS = {"JAX_PLATFORMS": "cpu", "JAX_NUMPY_RANK_PROMOTION": "allow", "PYTHON
 """Of the subprocess: jax2onnx's own functions promote ranks and warn."""
 
 
+class ConverterError(ExportError):
+    """The converter cannot be used, whatever the program: it is not installed, or the machine has no memory or room left."""
+
+
 class Converter:
     """A subprocess that converts jobs one after another; a context manager.
 
-    It runs this Python, or the one that ASSAY_ONNX_PYTHON names. Raises ExportError where it does not start.
+    It runs this Python, or the one that ASSAY_ONNX_PYTHON names. Raises ConverterError where it does not start.
     """
 
     def __init__(self) -> None:
@@ -38,7 +45,7 @@ class Converter:
             self._process = subprocess.Popen(command, text=True, env=environment, **pipes)
         except OSError as error:
             self._log.close()
-            raise ExportError(f"{PYTHON_VARIABLE} = {python!r} cannot be run: {error.strerror}. {ADVICE}") from error
+            raise ConverterError(f"{PYTHON_VARIABLE} = {python!r} cannot be run: {error.strerror}. {ADVICE}") from error
         try:
             self.version: str = self._answer()["version"]
         except BaseException:
@@ -46,17 +53,25 @@ class Converter:
             raise
 
     def convert(self, job: Path, route: str, model: Path) -> dict[str, Any]:
-        """Convert a pickled Job and write `model`; {} or {"error": text, "operation": name or None}."""
+        """Convert a pickled Job and write `model`; {} or {"error": text, "operation": name or None}, which is about the program.
+
+        Raises ConverterError where the machine is in the way: the process was killed, the disk is full.
+        """
         assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps({"job": str(job), "route": route, "model": str(model)}) + "\n")
-        self._process.stdin.flush()
-        return self._answer()
+        with contextlib.suppress(BrokenPipeError):  # it has ended, and _answer says how
+            self._process.stdin.write(json.dumps({"job": str(job), "route": route, "model": str(model)}) + "\n")
+            self._process.stdin.flush()
+        answer = self._answer()
+        if "stopped" in answer:
+            raise ConverterError(f"converting to ONNX stopped: {answer['stopped']}")
+        return answer
 
     def close(self) -> None:
         """End the process."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        self._process.stdin.close()
+        with contextlib.suppress(BrokenPipeError):  # of what could not be written to a process that has ended
+            self._process.stdin.close()
         self._process.stdout.close()
         self._process.wait()
         self._log.close()
@@ -68,11 +83,13 @@ class Converter:
             return dict(json.loads(line))
         self._log.seek(0)
         said = self._log.read().decode(errors="replace").strip().splitlines()
-        last = said[-1] if said else f"status {self._process.wait()}"
-        missing = "No module named 'jax2onnx'" in last
-        raise ExportError(
-            f"exporting to ONNX needs jax2onnx: {ADVICE}" if missing else f"the converter to ONNX ended: {last}"
-        )
+        status = self._process.wait()
+        if status == -signal.SIGKILL:
+            raise ConverterError(f"converting to ONNX stopped: {MEMORY}")
+        last = said[-1] if said else f"status {status}"
+        if "No module named 'jax2onnx'" in last:
+            raise ConverterError(f"exporting to ONNX needs jax2onnx: {ADVICE}")
+        raise ConverterError(f"the converter to ONNX ended: {last}; export again, or to another format")
 
     def __enter__(self) -> Self:
         return self

@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import importlib.metadata
 import importlib.util
 import json
 from pathlib import Path
@@ -12,6 +13,8 @@ from assay.exported import Exported, Written
 
 OLDEST = 18
 """Opset that jax2onnx writes valid graphs from: ReduceMean takes its axes as an input."""
+RUNTIME_OPSET, RUNTIME = 23, "1.23"
+"""An opset, and the first onnxruntime that loads graphs of it."""
 TOLERANCES = {"float32": 2e-5, "float16": 2e-2, "bfloat16": 2e-2}
 """Of the parity gate. float16 has 11 bits, bfloat16 8: their rounding adds up over layers."""
 
@@ -37,7 +40,7 @@ class ONNX:
         _needs("onnx", "onnxruntime")
         from assay_export.onnx import stored
         from assay_export.onnx.convert import convert
-        from assay_export.onnx.converter import Converter
+        from assay_export.onnx.converter import Converter, ConverterError
         from assay_export.onnx.dtypes import in_dtype
 
         computed = "float16" if self.dtype == "float16" else "float32"
@@ -59,18 +62,24 @@ class ONNX:
                         metadata=metadata,
                     )
                 except ExportError as error:
-                    if program is source.programs[0]:
+                    if program is source.programs[0] or isinstance(error, ConverterError):
                         raise
                     notes.append(str(error))
                     continue
                 facts[program.name] = {"outputs": dict(found.outputs), "route": found.route, "worst": found.worst}
             version = converter.version
         stated = {"programs": facts, "opset": self.opset, "dtype": self.dtype, "jax2onnx": version}
-        return Written(tuple(facts), stated, ("onnxruntime", "numpy"), _bound(self.dtype, dtypes), tuple(notes))
+        return Written(tuple(facts), stated, (_runtime(self.opset), "numpy"), _bound(self.dtype, dtypes), tuple(notes))
 
     def loader(self) -> Path:
         """Needs onnxruntime and numpy."""
         return Path(__file__).with_name("loader.py")
+
+
+def _runtime(opset: int) -> str:
+    """The onnxruntime that is needed: of newer opsets, the one that the graphs were checked with."""
+    version = RUNTIME if opset <= RUNTIME_OPSET else importlib.metadata.version("onnxruntime")
+    return f"onnxruntime>={version}"
 
 
 def _bound(dtype: str, stored: dict[str, str]) -> float:

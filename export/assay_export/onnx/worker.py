@@ -2,102 +2,30 @@
 
 Started as `python -m assay_export.onnx.worker` by assay_export.onnx.converter. Reads one line of JSON for each conversion,
 {"job": path, "route": name, "model": path}, and answers with one: {}, or {"error": text, "operation": name or null}
-and, where no other route need be tried, "final".
+and, where no other route need be tried, "final"; or {"stopped": text} where the machine and not the program was in the way.
 """
 
-import importlib
-import importlib.metadata
 import json
 import os
+import signal
 import sys
-import traceback
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TextIO
 
-UNUSED = tuple(
-    f"jax2onnx.plugins.{name}" for name in ("examples", "equinox", "dm_pix", "flax.linen", "flax.test_utils")
-)
-"""Plugins of libraries that Assay does not use."""
-LATE = tuple(
-    f"jax2onnx.plugins.jax.{name}"
-    for name in (
-        *(f"lax.{op}" for op in ("fori_loop", "reduce_and", "reduce_or", "scan", "select_n")),
-        *(f"lax.scatter_{op}" for op in ("add", "max", "min", "mul", "sub")),
-        "nn.initializers.truncated_normal",
-    )
-)
-"""Plugins that compute something when they are imported."""
+from assay_export.onnx import library
+
+MEMORY = "memory ran out (signal 9); free some, or export on a machine with more"
 
 
 def main() -> None:
     """Answer requests until standard input ends."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # whatever libraries print must not mix with answers
-    version = _load()
-    _floor_divisions()
-    _sizes_of_expressions()
-    _say(answers, {"version": version})
+    _say(answers, {"version": library.load()})
     for line in sys.stdin:
         _say(answers, _in_fork(json.loads(line)))
-
-
-def _load() -> str:
-    """Import jax2onnx and its plugins, but for those that run computations at once: XLA's threads do not survive a fork."""
-    import jax.numpy
-
-    cumsum = jax.numpy.cumsum
-    import jax2onnx.plugins
-    from jax._src.xla_bridge import backends_are_initialized
-    from jax2onnx.plugins import plugin_system
-
-    root = Path(jax2onnx.plugins.__file__).parent
-    for file in sorted(root.rglob("*.py")):
-        name = ".".join(["jax2onnx.plugins", *file.relative_to(root).with_suffix("").parts])
-        if not name.startswith(UNUSED) and name not in LATE and file.name != "__init__.py":
-            importlib.import_module(name)
-    plugin_system._already_imported_plugins = True
-    jax.numpy.cumsum = cumsum  # replaced by the import for good
-    assert not backends_are_initialized()
-    return importlib.metadata.version("jax2onnx")
-
-
-def _floor_divisions() -> None:
-    """Sizes such as -floordiv(-H, 2): ONNX's Div rounds towards zero, so take the remainder off first."""
-    from jax2onnx.converter.lower_dimexpr import LowerDimExpr
-
-    converted = LowerDimExpr._convert_op
-
-    def convert(self: Any, name: str, operands: list[Any]) -> Any:
-        if name == "floordiv":
-            rest = converted(self, "mod", operands)
-            whole = self.ctx.builder.Sub(operands[0], rest, _outputs=[self.ctx.fresh_name("dimexpr_sub")])
-            self._set_metadata(whole)
-            operands = [whole, operands[1]]
-        return converted(self, name, operands)
-
-    LowerDimExpr._convert_op = convert
-
-
-def _sizes_of_expressions() -> None:
-    """Give sizes such as 2*H + 1 an array of that size to be read from, where no input or result has one yet."""
-    import onnx_ir as ir
-    from jax2onnx.converter.ir_context import IRContext
-
-    known = IRContext.get_symbolic_dim_origin
-
-    def origin(self: Any, dim: Any) -> Any:
-        found = known(self, dim)
-        if found is None and hasattr(dim, "_sorted_terms"):
-            size = self.dim_expr_lowerer([dim])
-            blank = self.builder.ConstantOfShape(size, _outputs=[self.fresh_name("dimexpr_array")])
-            blank.type, blank.shape = ir.TensorType(ir.DataType.FLOAT), ir.Shape((None,))
-            self.record_symbolic_dim_origin(dim, blank, 0)
-            found = known(self, dim)
-        return found
-
-    IRContext.get_symbolic_dim_origin = origin
 
 
 def _say(answers: TextIO, answer: dict[str, Any]) -> None:
@@ -106,7 +34,7 @@ def _say(answers: TextIO, answer: dict[str, Any]) -> None:
 
 
 def _in_fork(request: dict[str, Any]) -> dict[str, Any]:
-    """What `_convert` answers in a process of its own."""
+    """What `_convert` answers in a process of its own. The kernel kills with SIGKILL where memory runs out."""
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
@@ -118,8 +46,12 @@ def _in_fork(request: dict[str, Any]) -> dict[str, Any]:
     os.close(writer)
     with os.fdopen(reader, "rb") as pipe:
         answer = pipe.read()
-    _, status = os.waitpid(child, 0)
-    return json.loads(answer) if answer else {"error": f"the converter ended with status {status}", "operation": None}
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    if answer:
+        return dict(json.loads(answer))
+    if code == -signal.SIGKILL:
+        return {"stopped": MEMORY}
+    return {"error": f"the converter ended with status {code}", "operation": None}
 
 
 def _convert(request: dict[str, Any]) -> dict[str, Any]:
@@ -129,16 +61,19 @@ def _convert(request: dict[str, Any]) -> dict[str, Any]:
 
     try:
         job = cloudpickle.loads(Path(request["job"]).read_bytes())
-        model = ROUTES[request["route"]](job)
-        Path(request["model"]).write_bytes(model.SerializeToString())
-        return {}
+        written = ROUTES[request["route"]](job).SerializeToString()
+    except MemoryError:
+        return {"stopped": MEMORY}
     except Unsupported as error:
         return {"error": str(error), "operation": error.operation, "final": True}
     except BaseException as error:
-        if os.environ.get("ASSAY_ONNX_TRACE"):
-            traceback.print_exc()
         message = next(iter(str(error).splitlines()), "")
         return {"error": f"{type(error).__name__}: {message}", "operation": _operation(error.__traceback__)}
+    try:
+        Path(request["model"]).write_bytes(written)
+    except OSError as error:
+        return {"stopped": f"{error}; make room there, or set TMPDIR to a directory that has it"}
+    return {}
 
 
 def _operation(trace: TracebackType | None) -> str | None:
@@ -171,8 +106,7 @@ def _patched(job: Any) -> Any:
 def _to_onnx(function: Callable[..., Any], job: Any, arguments: list[Any]) -> Any:
     from jax2onnx import to_onnx
 
-    for name in LATE:
-        importlib.import_module(name)
+    library.load_late()
     return to_onnx(function, arguments, opset=job.opset, input_names=job.input_names(), output_names=job.output_names())
 
 

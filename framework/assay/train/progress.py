@@ -2,34 +2,28 @@
 
 import sys
 import time
-from typing import TextIO
+from types import TracebackType
+from typing import Self, TextIO
 
 INTERVAL_TERMINAL = 0.2
 INTERVAL_FILE = 10.0
 
 
-class Progress:
-    """Prints where a run is. Rates come from the steps of this session alone. quiet: prints nothing (all processes but the first)."""
+class Status:
+    """One line that says what is being done, on stderr. A context manager, which takes the line away. quiet: prints nothing."""
 
-    def __init__(self, total: int, unit: str, stream: TextIO | None = None, *, quiet: bool = False) -> None:
-        self._total, self._unit, self._quiet = total, unit, quiet
-        self._stream = stream or sys.stderr
+    def __init__(self, stream: TextIO | None = None, *, quiet: bool = False) -> None:
+        self._stream, self._quiet = stream or sys.stderr, quiet
         self._terminal = self._stream.isatty()
         self._last = 0.0
         self._open = False
 
-    def update(
-        self, step: int, loss: float, rate: float | None, seconds_per_step: float | None, *, force: bool = False
-    ) -> None:
-        """Show step, loss, rate (units per second) and the time left, unless it was shown a moment ago."""
+    def show(self, text: str, *, force: bool = False) -> None:
+        """Show `text` in place of what is shown, unless that was shown a moment ago."""
         now = time.monotonic()
         if self._quiet or (not force and now - self._last < (INTERVAL_TERMINAL if self._terminal else INTERVAL_FILE)):
             return
         self._last = now
-        parts = [f"step {step}/{self._total}", f"loss {loss:.4f}"]
-        if rate is not None and seconds_per_step is not None:
-            parts += [f"{readable(rate)} {self._unit}/s", f"ETA {duration((self._total - step) * seconds_per_step)}"]
-        text = "  ".join(parts)
         self._stream.write(f"\r{text}\x1b[K" if self._terminal else f"{text}\n")
         self._stream.flush()
         self._open = self._terminal
@@ -38,9 +32,41 @@ class Progress:
         """Print a line of its own, above the progress line."""
         if self._quiet:
             return
-        self._stream.write(f"\r\x1b[K{text}\n" if self._open else f"{text}\n")
+        self.clear()
+        self._stream.write(f"{text}\n")
         self._stream.flush()
+
+    def clear(self) -> None:
+        """Take the line away, for other output."""
+        if self._open:
+            self._stream.write("\r\x1b[K")
+            self._stream.flush()
         self._open = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.clear()
+
+
+class Progress(Status):
+    """Prints where a run is. Rates come from the steps of this session alone. quiet: prints nothing (all processes but the first)."""
+
+    def __init__(self, total: int, unit: str, stream: TextIO | None = None, *, quiet: bool = False) -> None:
+        super().__init__(stream, quiet=quiet)
+        self._total, self._unit = total, unit
+
+    def update(
+        self, step: int, loss: float, rate: float | None, seconds_per_step: float | None, *, force: bool = False
+    ) -> None:
+        """Show step, loss, rate (units per second) and the time left, unless it was shown a moment ago."""
+        parts = [f"step {step}/{self._total}", f"loss {loss:.4f}"]
+        if rate is not None and seconds_per_step is not None:
+            parts += [f"{readable(rate)} {self._unit}/s", f"ETA {duration((self._total - step) * seconds_per_step)}"]
+        self.show("  ".join(parts), force=force)
 
 
 def readable(value: float) -> str:

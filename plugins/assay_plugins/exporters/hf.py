@@ -19,7 +19,7 @@ from assay_plugins.exporters.unwrapped import unwrapped
 from assay_plugins.importers.hf import HF as Importer
 from assay_plugins.importers.rules import Rule
 
-REQUIREMENTS = ("transformers>=4.51", "torch", "safetensors")
+REQUIREMENTS = ("transformers>=4.56", "torch", "safetensors")
 PADDED = {"tokens/embedding": 0, "head/kernel": 1}
 """Parameters that are padded along the vocabulary, and the dimension."""
 

@@ -13,12 +13,12 @@ from assay import config, registry
 from assay.errors import ExportError, PluginError
 from assay.plan.plan import make_plan
 from assay_export.live import Live
+from assay_export.named import transform_of
 from assay_export.parity import unchecked
 from assay_export.programs import exported
 from assay_export.transforms.cast import Cast
 from assay_export.transforms.int4 import Int4
 from assay_export.transforms.int8 import Int8
-from assay_export.transforms.named import transform_of
 from assay_export.transforms.prune import Prune
 from assay_export.transforms.report import transformed
 
