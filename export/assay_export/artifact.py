@@ -68,10 +68,11 @@ def check_free(out: Path) -> None:
         raise ExportError(f"{out} cannot be read: {error.strerror}; choose another one with --out") from error
     if taken:
         raise ExportError(f"{out} exists and is not an empty directory; choose another one with --out, or remove it")
-    if out.resolve() == Path.cwd() or out.is_mount():  # another directory cannot take their place
-        which = "a mount point" if out.is_mount() else "the directory that you are in"
+    place = out.resolve()
+    if place == Path.cwd() or place.is_mount():  # another directory cannot take their place
+        which = "the directory that you are in" if place == Path.cwd() else "a mount point"
         raise ExportError(f"{out} is {which}; name a directory to make in it, such as --out {out / 'model'}")
-    parent = next(p for p in out.resolve().parents if p.exists())
+    parent = next(p for p in place.parents if p.exists())
     if not (parent.is_dir() and os.access(parent, os.W_OK)):
         why = "may not be written" if parent.is_dir() else "is no directory"
         raise ExportError(f"{out} cannot be made: {parent} {why}; choose another one with --out")

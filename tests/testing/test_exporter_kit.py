@@ -10,7 +10,7 @@ from jax import export
 
 from assay.errors import ExportError
 from assay.exported import Exported, Program, Written
-from assay.testing import ExporterKit, run
+from assay.testing import ExporterKit, exporter_example, run
 
 LOADER = """
 def load(artifact, manifest, facts):
@@ -114,3 +114,49 @@ def test_a_sound_exporter_passes(tmp_path) -> None:
 )
 def test_each_check_catches_its_exporter(plugin, check, tmp_path) -> None:
     assert check in failed(plugin(tmp_path / "loader.py"))
+
+
+@dataclasses.dataclass(frozen=True)
+class OfModels(Sound):
+    """Writes what has a model, as a format does that knows architectures."""
+
+    requirements: tuple[str, ...] = ("jax",)
+
+    def write(self, source: Exported, directory: Path) -> Written:
+        if source.model is None:
+            raise ExportError("there is no model")
+        return dataclasses.replace(super().write(source, directory), requirements=self.requirements)
+
+
+class WithExample(OfModels):
+    def example(self) -> Exported:
+        return dataclasses.replace(exporter_example.programs(), model="a model")
+
+
+class Refusing(WithExample):
+    def write(self, source: Exported, directory: Path) -> Written:
+        raise ExportError("not today")
+
+
+def results(plugin: Any) -> dict[str, Any]:
+    kit = type("checked", (ExporterKit,), {"plugin": lambda self: plugin, "format": "checked"})()
+    return {result.name: result for result in run(kit)}
+
+
+def test_an_exporter_of_models_brings_its_example(tmp_path) -> None:
+    assert failed(WithExample(tmp_path / "loader.py")) == set()
+    found = results(OfModels(tmp_path / "loader.py"))["test_what_it_wrote_computes_the_same"]
+    assert found.status == "failed"
+    assert "there is no model: a format that knows architectures" in found.detail
+
+
+def test_one_that_refuses_everything_fails(tmp_path) -> None:
+    found = results(Refusing(tmp_path / "loader.py"))["test_it_writes_into_its_directory_alone"]
+    assert (found.status, found.detail) == ("failed", "it refuses what it is to write: not today")
+
+
+def test_what_cannot_be_loaded_here_is_skipped(tmp_path) -> None:
+    found = results(WithExample(tmp_path / "loader.py", requirements=("jax", "torch_of_tomorrow>=9")))
+    skipped = {name: result.detail for name, result in found.items() if result.status == "skipped"}
+    assert set(skipped) == {"test_what_it_wrote_computes_the_same", "test_outputs_can_be_inputs"}
+    assert set(skipped.values()) == {"its loader needs torch_of_tomorrow>=9, which is not installed here"}

@@ -2,31 +2,32 @@
 
 import ast
 import contextlib
+import importlib.metadata
 import json
 import runpy
-import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
 import jax
-import jax.numpy as jnp
 import numpy as np
+from packaging.requirements import Requirement
 
-from assay.data.spec import DataSpec
 from assay.errors import ExportError
-from assay.exported import Dim, Exported, Program, Signature, Tensor, Written
+from assay.exported import Exported, Written
 from assay.kinds import Exporter
+from assay.testing import exporter_example as example
 from assay.testing.kit import Kit, check, skip
 
-WIDTH, CLASSES = 6, 5
+HINT = "a format that knows architectures rather than programs gives the plugin a method example() -> Exported, which it can write"
 
 
 class ExporterKit(Kit):
     """Checks of an exporter plugin.
 
     format: the plugin's name, that of its directory in artifacts; the kit's class name without it.
-    source(): what it is to write; by default small programs of the kit's own, with dynamic sizes and a cache.
+    source(): what it is to write; by default what the plugin's method `example() -> Exported` gives, for a format that knows
+    architectures and not programs, else small programs of the kit's own, with dynamic sizes and a cache.
     impossible(): what it must refuse; by default a program that calls Python, None for nothing. tolerance: of outputs, as a part of
     the largest.
     """
@@ -41,19 +42,21 @@ class ExporterKit(Kit):
 
     def source(self) -> Exported:
         """What it is to write."""
-        return _example((Program("forward", _forward, _FORWARD), Program("count", _count, _COUNT)))
+        own = getattr(self.plugin(), "example", None)
+        found: Exported = example.programs() if own is None else own()
+        return found
 
     def impossible(self) -> Exported | None:
         """What it must refuse."""
-        return _example((Program("forward", _python, _FORWARD),))
+        return example.calling_python()
 
     @check
     def test_it_writes_into_its_directory_alone(self) -> None:
         """It writes files into its directory and nothing beside it, and says which of the programs they hold."""
         source = self.source()
-        with _artifact(source) as artifact:
+        with example.artifact(source) as artifact:
             before = {p for p in artifact.rglob("*") if self._name not in p.parts}
-            written = self._written(source, artifact)
+            written = self._accepted(source, artifact)
             assert {p for p in artifact.rglob("*") if self._name not in p.parts} == before, (
                 "it wrote beside its directory"
             )
@@ -68,8 +71,8 @@ class ExporterKit(Kit):
     def test_its_facts_are_json(self) -> None:
         """What it returns for the manifest is plain data, which JSON gives back as it was."""
         source = self.source()
-        with _artifact(source) as artifact:
-            facts = self._written(source, artifact).facts
+        with example.artifact(source) as artifact:
+            facts = self._accepted(source, artifact).facts
         assert json.loads(json.dumps(facts)) == facts, f"{facts!r} changes on its way through JSON"
 
     @check
@@ -80,7 +83,7 @@ class ExporterKit(Kit):
         with self._loaded(source) as (run, written):
             for program in source.programs:
                 for sizes in program.signature.sizes(source.dims) if program.name in written.programs else ():
-                    inputs = _inputs(source, program.signature, sizes)
+                    inputs = example.inputs(source, program.signature, sizes)
                     expected = jax.jit(program.function)(weights, inputs)
                     found = run(program.name, inputs)
                     assert set(found) == set(expected), f"{program.name} gives {sorted(found)}, not {sorted(expected)}"
@@ -96,7 +99,7 @@ class ExporterKit(Kit):
             if program is None:
                 skip("it writes no program with donated inputs")
             sizes = next(program.signature.sizes(source.dims))
-            inputs: Any = _inputs(source, program.signature, sizes)
+            inputs: Any = example.inputs(source, program.signature, sizes)
             weights: Any = dict(source.weights)
             theirs, ours = dict(inputs), dict(inputs)
             for _ in range(3):
@@ -125,7 +128,7 @@ class ExporterKit(Kit):
         source = self.impossible()
         if source is None:
             skip("there is nothing that it must refuse")
-        with _artifact(source) as artifact:
+        with example.artifact(source) as artifact:
             message = None
             try:
                 self._written(source, artifact)
@@ -138,12 +141,23 @@ class ExporterKit(Kit):
         (artifact / self._name).mkdir()
         return self.plugin().write(source, artifact / self._name)
 
+    def _accepted(self, source: Exported, artifact: Path) -> Written:
+        """The same for what it must not refuse."""
+        try:
+            return self._written(source, artifact)
+        except ExportError as error:
+            advice = "" if hasattr(self.plugin(), "example") else f": {HINT}"
+            raise AssertionError(f"it refuses what it is to write: {error}{advice}") from error
+
     @contextlib.contextmanager
     def _loaded(self, source: Exported) -> Iterator[tuple[Any, Written]]:
         """(what the loader's `load` returns for an artifact of `source`, what `write` returned)."""
-        with _artifact(source) as artifact:
-            written = self._written(source, artifact)
-            programs = {p.name: _plain(p.signature) for p in source.programs}
+        with example.artifact(source) as artifact:
+            written = self._accepted(source, artifact)
+            absent = [name for name in written.requirements if not _installed(Requirement(name))]
+            if absent:
+                skip(f"its loader needs {', '.join(absent)}, which is not installed here")
+            programs = {p.name: example.plain(p.signature) for p in source.programs}
             manifest = {
                 "programs": programs,
                 "dims": {n: {"low": d.low, "high": d.high} for n, d in source.dims.items()},
@@ -169,80 +183,8 @@ class ExporterKit(Kit):
         return problems
 
 
-def _forward(weights: Mapping[str, Any], inputs: Mapping[str, Any]) -> dict[str, Any]:
-    hidden = jnp.tanh(inputs["features"] @ weights["layer/kernel"] + weights["layer/bias"][None, None])
-    return {"output": jax.nn.softmax(hidden, axis=-1) * inputs["scale"][:, None, None]}
-
-
-def _count(weights: Mapping[str, Any], inputs: Mapping[str, Any]) -> dict[str, Any]:
-    cache = inputs["cache/sum"] + inputs["features"] @ weights["layer/kernel"]
-    return {"output": jnp.tanh(cache), "cache/sum": cache}
-
-
-def _python(weights: Mapping[str, Any], inputs: Mapping[str, Any]) -> dict[str, Any]:
-    scale = inputs["scale"]
-    shape = jax.ShapeDtypeStruct(scale.shape, scale.dtype)
-    found = jax.pure_callback(lambda x: np.asarray(x) + 1, shape, scale)
-    return {"output": _forward(weights, {**inputs, "scale": found})["output"]}
-
-
-_FORWARD = Signature(
-    {"features": Tensor(("batch", "seq", WIDTH), "float32"), "scale": Tensor(("batch",), "float32")},
-    {"output": Tensor(("batch", "seq", CLASSES), "float32")},
-)
-_COUNT = Signature(
-    {"features": Tensor(("batch", WIDTH), "float32"), "cache/sum": Tensor(("batch", CLASSES), "float32")},
-    {"output": Tensor(("batch", CLASSES), "float32"), "cache/sum": Tensor(("batch", CLASSES), "float32")},
-    donated=("cache/sum",),
-)
-
-
-def _example(programs: tuple[Program, ...]) -> Exported:
-    draw = np.random.default_rng(0).normal
-    weights = {"layer/kernel": draw(size=(WIDTH, CLASSES)), "layer/bias": draw(size=(CLASSES,))}
-    return Exported(
-        model=None,
-        spec=DataSpec({}),
-        programs=programs,
-        dims={"batch": Dim(1, 4), "seq": Dim(1, 7)},
-        weights={path: w.astype(np.float32) for path, w in weights.items()},
-        examples={},
-        lineage={"run": "kit"},
-    )
-
-
-@contextlib.contextmanager
-def _artifact(source: Exported) -> Iterator[Path]:
-    """A directory with the weights of `source`, as an exporter finds it."""
-    from safetensors.numpy import save_file
-
-    with tempfile.TemporaryDirectory(prefix="assay-exporter-kit-") as place:
-        artifact = Path(place)
-        (artifact / "weights").mkdir()
-        save_file(
-            {path: np.ascontiguousarray(w) for path, w in source.weights.items()},
-            artifact / "weights/model.safetensors",
-        )
-        yield artifact
-
-
-def _inputs(source: Exported, signature: Signature, sizes: Mapping[str, int]) -> dict[str, np.ndarray]:
-    """Random inputs of these sizes; integers below their bounds."""
-    rng = np.random.default_rng(sum(sizes.values()))
-    found = {}
-    for name, tensor in signature.inputs.items():
-        below = sizes.get(tensor.below, 1) if isinstance(tensor.below, str) else tensor.below
-        if tensor.dtype.startswith(("int", "uint", "bool")):
-            found[name] = rng.integers(0, below or 2, tensor.at(sizes)).astype(tensor.dtype)
-        else:
-            found[name] = rng.normal(size=tensor.at(sizes)).astype("float32")
-    return found
-
-
-def _plain(signature: Signature) -> dict[str, Any]:
-    """As the manifest has it."""
-    sides: dict[str, Any] = {
-        side: {n: {"shape": list(t.shape), "dtype": t.dtype, "below": t.below} for n, t in tensors.items()}
-        for side, tensors in (("inputs", signature.inputs), ("outputs", signature.outputs))
-    }
-    return {**sides, "donated": list(signature.donated), "at_most": [list(pair) for pair in signature.at_most]}
+def _installed(requirement: Requirement) -> bool:
+    try:
+        return requirement.specifier.contains(importlib.metadata.version(requirement.name), prereleases=True)
+    except importlib.metadata.PackageNotFoundError:
+        return False

@@ -57,6 +57,13 @@ class HF:
         """The file that calls it through transformers."""
         return Path(__file__).with_name("hf_loader.py")
 
+    def example(self) -> Exported:
+        """What the conformance kit has it write: a small Llama."""
+        from assay_plugins.exporters.example import exported
+        from assay_plugins.models.transformer import Transformer
+
+        return exported(Transformer(layers=1, width=16, heads=2, norm_epsilon=1e-2))
+
     def save(
         self, model: Model, spec: DataSpec, weights: Mapping[str, np.ndarray], directory: Path
     ) -> tuple[Layout, list[str]]:

@@ -74,7 +74,7 @@ def test_a_transform_by_name(text: str, expected: Any) -> None:
         ("int4(group=0)", "--transform int4(group=0): group = 0: must be at least 1"),
         ("int8(skip='head')", "--transform int8(skip='head'): skip "),
         ("int4(64)", "--transform int4(64): it is no transform; write NAME or NAME(setting=value, …)"),
-        ("int4(group=open('x'))", "--transform int4(group=open('x')): malformed"),
+        ("int4(group=open('x'))", "--transform int4(group=open('x')): group=open('x') is no value"),
         ("int4(group", "--transform int4(group: '(' was never closed"),
         ("a.b", "--transform a.b: it is no transform"),
     ],
