@@ -105,7 +105,7 @@ def _keeping(
     def keep(case: Case, output: np.ndarray) -> None:
         kept[case.label] = (case, output)
         number = next(numbers)
-        text = f"comparing {name}: case {number} of {total}, {case.label}" + ", then metrics" * (number == total)
+        text = f"comparing {name}: case {number} of {total}, {case.label}" + ", then any metrics" * (number == total)
         status.show(text, force=number == 1)
 
     return keep

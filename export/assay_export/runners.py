@@ -4,6 +4,7 @@ Both use the loaders that are installed with the exporters. Those in the artifac
 """
 
 import json
+import signal
 import subprocess
 import sys
 import tempfile
@@ -81,7 +82,11 @@ class Process:
         except BrokenPipeError:
             answer = ""
         if not answer:
-            self._process.wait()
+            if self._process.wait() == -signal.SIGKILL:
+                raise ExportError(
+                    f"{self._name}: the process that runs the artifact was killed (signal 9), as it is where memory runs out; free some, "
+                    "or export with smaller --max-batch and --max-length"
+                )
             self._errors.seek(0)
             last = self._errors.read().decode(errors="replace").strip().splitlines()[-1:] or ["nothing"]
             raise ExportError(f"{self._name}: the process that runs the artifact ended and said: {last[0]}")

@@ -390,6 +390,19 @@ def test_a_format_whose_libraries_are_missing_is_said(made, rows, monkeypatch, c
     assert re.search(message, said(capsys, "predict", made, "--input", rows))
 
 
+def test_a_process_that_is_killed_is_said(made, tmp_path) -> None:
+    script = tmp_path / "python"
+    script.write_text("#!/bin/sh\nread line\nkill -9 $$\n")
+    script.chmod(0o755)
+    with (
+        runners.Process(made, "stablehlo", StableHLO(), python=str(script)) as process,
+        pytest.raises(
+            ExportError, match=r"was killed \(signal 9\), as it is where memory runs out; free some, or export with"
+        ),
+    ):
+        process("forward", {"image": np.zeros((1, 8, 8, 1), np.float32)})
+
+
 def test_outputs_are_written_whole_or_not_at_all(made, rows, tmp_path, monkeypatch, capsys) -> None:
     words = ("predict", made, "--input", rows, "--output")
     asked = []
