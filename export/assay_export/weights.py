@@ -24,7 +24,8 @@ def write(weights: Mapping[str, np.ndarray], directory: Path, shard_bytes: int =
         else [f"model-{i + 1:05}-of-{len(shards):05}.safetensors" for i in range(len(shards))]
     )
     for name, paths in zip(names, shards, strict=True):
-        save_file({path: np.ascontiguousarray(weights[path]) for path in paths}, directory / name)
+        # ascontiguousarray would make a scalar an array of one
+        save_file({path: np.asarray(weights[path], order="C") for path in paths}, directory / name)
     if len(shards) > 1:
         where = {path: name for name, paths in zip(names, shards, strict=True) for path in paths}
         total = {"total_size": sum(array.nbytes for array in weights.values())}
