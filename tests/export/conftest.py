@@ -15,6 +15,7 @@ from assay.plan.plan import make_plan
 from assay.train.state import initial_variables
 from assay_export import artifact
 from assay_export.live import Live
+from assay_export.onnx.exporter import ONNX
 from assay_export.parity import Checked, gate
 from assay_export.programs import exported
 from assay_export.stablehlo.exporter import StableHLO
@@ -39,6 +40,11 @@ experiment.metrics = [@metric.accuracy()]
 DIGITS = "experiment.dataset = @dataset.digits()\n"
 CLASSES = f"{DIGITS}experiment.objective = @objective.classification()\nexperiment.metrics = [@metric.accuracy()]\n"
 DENOISE = f"{DIGITS}experiment.objective = @objective.edm()\n"
+CHAINS = "experiment.objective = @objective.mcmc()\nmodel.nuts.warmup = 4\nmodel.nuts.draws = 8\n"
+SUMMARY = "experiment.metrics = [@metric.posterior()]\nexperiment.evaluate_splits = ['train']\n"
+SCHOOLS = "experiment.dataset = @dataset.eight_schools()\n" + SUMMARY + "metric.posterior.sites = ['mu']\n"
+IRIS = "experiment.dataset = @dataset.iris_sepals()\n" + SUMMARY + "metric.posterior.sites = ['noise']\n"
+ELBO = "experiment.objective = @objective.elbo()\n"
 GRAPH = "experiment.dataset = @dataset.karate()\nexperiment.objective = @objective.classification()\n"
 DECODER = "model.transformer.layers = 2\nmodel.transformer.width = 16\nmodel.transformer.heads = 4\n"
 PAIRS = "experiment.dataset = @dataset.arithmetic()\nexperiment.objective = @objective.dpo()\n"
@@ -64,6 +70,7 @@ FAMILIES: Mapping[str, str] = {
     "mamba2": TEXT + model("mamba2", "layers = 2", "width = 16", "heads = 2", "state = 8", "chunk = 8"),
     "lora": TEXT + model("lora", "model = @model.transformer()", "rank = 2") + DECODER,
     "with_reference": PAIRS + model("with_reference", "model = @model.transformer()") + DECODER,
+    "bert": TEXT + model("bert", "layers = 2", "width = 16", "heads = 2"),
     "vit": CLASSES + model("vit", "layers = 2", "width = 16", "heads = 2", "patch = 2"),
     "resnet": CLASSES + model("resnet", "widths = (8, 16)", "blocks = (1, 1)"),
     "mlp": CLASSES + model("mlp", "hidden = (16,)"),
@@ -72,10 +79,17 @@ FAMILIES: Mapping[str, str] = {
     "gcn": GRAPH + model("gcn", "hidden = (8,)"),
     "gat": GRAPH + model("gat"),
     "graphsage": GRAPH + model("graphsage", "hidden = (8,)"),
-    "bayesian_mlp": DIGITS
-    + "experiment.objective = @objective.elbo()\n"
-    + model("svi", "of = @model.bayesian_mlp()", "draws = 4"),
+    "bayesian_mlp": DIGITS + ELBO + model("svi", "of = @model.bayesian_mlp()", "draws = 4"),
+    "eight_schools": SCHOOLS + ELBO + model("svi", "of = @model.eight_schools()", "draws = 4"),
+    "nuts": IRIS + CHAINS + model("nuts", "of = @model.hierarchical_regression()"),
 }
+UNTRIED: Mapping[str, str] = {
+    "pretrained": "the network is that of the model it names; what differs is where weights begin"
+}
+"""Registered models that no family has -> why not."""
+
+QUICK = StableHLO(platforms=("cpu",), buckets=[])
+"""For tests that call the programs, and ask nothing of modules for other platforms and of fixed shapes."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,10 +99,11 @@ class Model:
     live: Live
     source: Exported
 
-    def artifact(self, directory: Path, source: Exported | None = None) -> Path:
+    def artifact(self, directory: Path, source: Exported | None = None, exporter: StableHLO | ONNX = QUICK) -> Path:
         """Everything but the gate's results, in a new directory."""
         directory.mkdir()
-        artifact.fill(directory, source or self.source, {"stablehlo": StableHLO()}, {"tokenizer": None})
+        name = "onnx" if isinstance(exporter, ONNX) else "stablehlo"
+        artifact.fill(directory, source or self.source, {name: exporter}, {"tokenizer": None})
         return directory
 
     def checked(self, directory: Path, source: Exported | None = None) -> Checked:
@@ -108,8 +123,18 @@ def made(family: str, **limits: Any) -> Model:
             (np.asarray(x) + 0.1 * rng.normal(size=x.shape)).astype(x.dtype) if x.dtype == np.float32 else np.asarray(x)
         )
 
+    def trained(path: Any, x: Any) -> Any:
+        name = jax.tree_util.keystr(path)
+        if name.startswith("['kept']"):  # draws of a sampler
+            return noisy(x)
+        return np.full_like(x, 12) if name == "['state'].i" else np.asarray(x)  # its steps: all draws are there
+
     params, frozen, stats = initial_variables(plan.experiment, plan.network)
-    variables = jax.tree.map(noisy, params), jax.tree.map(noisy, frozen), jax.tree.map(np.asarray, stats)
+    variables = (
+        jax.tree.map(noisy, params),
+        jax.tree.map(noisy, frozen),
+        jax.tree_util.tree_map_with_path(trained, stats),
+    )
     live = Live(plan, variables)
     return Model(
         live, exported(plan, variables, live.examples(3), {"run": "none", "step": 0}, **{"max_batch": 3, **limits})
@@ -120,3 +145,9 @@ def made(family: str, **limits: Any) -> Model:
 def decoder() -> Model:
     """The transformer, with few corners."""
     return made("transformer", max_batch=1, max_length=5)
+
+
+@pytest.fixture(scope="session")
+def decoder_artifact(decoder: Model, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the exporter writes of it by default; to be read only."""
+    return decoder.artifact(tmp_path_factory.mktemp("decoder") / "artifact", exporter=StableHLO())

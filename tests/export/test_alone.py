@@ -40,8 +40,8 @@ def environment(place: Path) -> dict[str, str]:
     }
 
 
-def test_it_runs_with_jax_safetensors_and_flatbuffers_alone(decoder: Model, tmp_path) -> None:
-    artifact, env = decoder.artifact(tmp_path / "artifact"), environment(tmp_path / "packages")
+def test_it_runs_with_jax_safetensors_and_flatbuffers_alone(decoder: Model, decoder_artifact: Path, tmp_path) -> None:
+    env = environment(tmp_path / "packages")
     done = subprocess.run(
         [sys.executable, "-S", "-c", "import flax"], env=env, capture_output=True, text=True, check=False
     )
@@ -49,23 +49,22 @@ def test_it_runs_with_jax_safetensors_and_flatbuffers_alone(decoder: Model, tmp_
     ids = np.arange(5, dtype=np.int32)[None]
     np.savez(tmp_path / "in.npz", inputs=ids)
     words = ["forward", "--input", tmp_path / "in.npz", "--output", tmp_path / "out.npz"]
-    subprocess.run([sys.executable, "-S", artifact / "run.py", *words], env=env, check=True, cwd=tmp_path)
+    subprocess.run([sys.executable, "-S", decoder_artifact / "run.py", *words], env=env, check=True, cwd=tmp_path)
     live = np.asarray(decoder.live.forward({"inputs": ids}))
     with np.load(tmp_path / "out.npz") as arrays:
         np.testing.assert_allclose(arrays["output"], live, atol=2e-5 * np.abs(live).max(), rtol=0)
 
 
 @pytest.mark.slow
-def test_iree_gives_the_same(decoder: Model, tmp_path) -> None:
+def test_iree_gives_the_same(decoder: Model, decoder_artifact: Path, tmp_path) -> None:
     python = os.environ.get("ASSAY_IREE_PYTHON")
     if python is None:
         pytest.skip(
             "set ASSAY_IREE_PYTHON to a Python with iree-base-compiler, iree-base-runtime, safetensors and ml_dtypes"
         )
-    artifact = decoder.artifact(tmp_path / "artifact")
     ids = np.arange(5, dtype=np.int32)[None]
     np.savez(tmp_path / "in.npz", inputs=ids)
-    words = [artifact, "static/forward-batch1-seq5.mlirbc", tmp_path / "in.npz", tmp_path / "out.npz"]
+    words = [decoder_artifact, "static/forward-batch1-seq5.mlirbc", tmp_path / "in.npz", tmp_path / "out.npz"]
     subprocess.run([python, "-I", Path(__file__).with_name("iree_runs.py"), *words], check=True, capture_output=True)
     live = np.asarray(decoder.live.forward({"inputs": ids}))
     with np.load(tmp_path / "out.npz") as arrays:
