@@ -19,7 +19,7 @@ demo: $(VENV)/.ready  ## train the language model on real text, evaluate it, sam
 	$(BIN)/assay runs
 
 test: $(VENV)/.ready  ## the whole test suite
-	$(BIN)/python -m pytest -m "slow or not slow" -n 2 --dist loadfile $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -m "slow or not slow" -n 2 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 check: $(VENV)/.ready  ## ruff, mypy and import-linter
 	$(BIN)/ruff format --check .
