@@ -176,11 +176,17 @@ def export(name: str, folder: Path) -> Path:
     return path
 
 
-def called(folder: Path) -> Path:
-    """`folder`, after every model in it was called in the environment with transformers."""
-    python = os.environ.get("ASSAY_PARITY_PYTHON")
-    if not python:
+@pytest.fixture(scope="module")
+def python() -> str:
+    """That of the environment with transformers."""
+    found = os.environ.get("ASSAY_PARITY_PYTHON")
+    if not found:
         pytest.skip("needs an environment with the transformers library: run `make parity`")
+    return found
+
+
+def called(folder: Path, python: str) -> Path:
+    """`folder`, after every model in it was called there."""
     script = Path(__file__).with_name("call_exports.py")
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
     done = subprocess.run([python, script, folder], capture_output=True, text=True, env=environment, check=False)
@@ -189,11 +195,11 @@ def called(folder: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def exports(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def exports(python: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("exports")
     for name in (*DECODERS, *ENCODERS):
         export(name, folder)
-    return called(folder)
+    return called(folder, python)
 
 
 def difference(path: Path, name: str) -> float:
@@ -258,7 +264,7 @@ WRONG: Mapping[str, tuple[str, Callable[[dict[str, np.ndarray]], None] | dict[st
 
 
 @pytest.fixture(scope="module")
-def wrong(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def wrong(python: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("wrong")
     for fault, (name, change) in WRONG.items():
         path = export(name, folder).rename(folder / fault)
@@ -271,7 +277,7 @@ def wrong(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 file.unlink()
             change(tensors)
             save_file(tensors, path / "model.safetensors", {"format": "pt"})
-    return called(folder)
+    return called(folder, python)
 
 
 @pytest.mark.parametrize("fault", WRONG)
