@@ -123,10 +123,11 @@ class Place:
         for i in range(self.layout.processes):
             several = ["--coordinator", address, "--processes", str(self.layout.processes), "--process", str(i)]
             command = [sys.executable, "-m", "assay.cli", *words, *(several if self.layout.processes > 1 else [])]
-            log = (self.path / f"log-{i}.txt").open("a")
-            log.write(f"--- {' '.join(words)}\n")
-            log.flush()
-            started.append(subprocess.Popen(command, env=environment, cwd=self.path, stdout=log, stderr=log, text=True))
+            with (self.path / f"log-{i}.txt").open("a") as log:
+                log.write(f"--- {' '.join(words)}\n")
+                log.flush()
+                process = subprocess.Popen(command, env=environment, cwd=self.path, stdout=log, stderr=log, text=True)
+            started.append(process)
         return started
 
     def to_the_end(self) -> float:
