@@ -103,20 +103,26 @@ def fill(
     content = manifest.described(source, formats, further)
     for name, exporter in exporters.items():
         content["formats"][name]["settings"] = _settings(exporter)
-    manifest.seal(directory, content, "unverified")
+    manifest.seal(directory, content, {})
     return content
 
 
-def opened(directory: Path) -> dict[str, Any]:
-    """The manifest of an artifact that may be used. Raises ExportError for one that is damaged, or that failed the gate."""
+def opened(directory: Path, name: str | None = None) -> dict[str, Any]:
+    """The manifest of an artifact whose format `name`, or any for None, may be used; one that could not be compared may be.
+
+    Raises ExportError for an artifact that is damaged, and for a format that there is not or that failed the gate.
+    """
     content = manifest.read(directory)
     wrong = manifest.damage(directory, content)
     if wrong:
         shown = "; ".join(wrong[:3]) + ("; …" if wrong[3:] else "")
         raise ExportError(f"{directory} is damaged: {shown}; {manifest.AGAIN}")
-    if content["status"] != "verified":
+    formats = [name] if name else list(content["formats"])
+    if name and name not in content["formats"]:
+        raise ExportError(f"{directory} has no format '{name}'; it has {', '.join(content['formats'])}")
+    if all(manifest.format_status(content, n) == manifest.FAILED for n in formats):
         raise ExportError(
-            f"{directory} is marked {content['status']}: it differs from its model, see {directory / PARITY}"
+            f"{directory}: {', '.join(formats)} is marked failed: it differs from its model, see {directory / PARITY}; export the run again"
         )
     return content
 

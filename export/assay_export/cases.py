@@ -7,12 +7,12 @@ from typing import Any, Literal
 
 import numpy as np
 
-from assay.exported import Exported, Runner, Signature
+from assay.exported import OUTPUT, TOKENS, Exported, Runner, Signature
 
 Kind = Literal["forward", "prefill", "decode", "steps"]
 MOST_NUMBERS = 1 << 26  # of one case's output; the batch of larger ones is halved
 PROMPT, STEPS = 8, 128
-OUTPUT, TOKENS = "output", "inputs"
+SHORT = 16  # tokens of the real row that an artifact keeps
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,6 +21,7 @@ class Case:
 
     kind: forward; prefill of all tokens; decode of the last one after a prefill of the others; steps, one token after another from
     `prompt` on. sizes: of the dims. Of decode and steps the outputs at the last positions count, those that decode gives.
+    real: rows of the evaluation split, or tokens that go on from one.
     """
 
     label: str
@@ -28,6 +29,7 @@ class Case:
     inputs: Mapping[str, np.ndarray]
     sizes: Mapping[str, int]
     prompt: int = 0
+    real: bool = False
 
     def of_live(self, output: Any) -> np.ndarray:
         """The part of the live output that the artifact must give."""
@@ -79,14 +81,10 @@ def greedy(
 
 
 def cases(source: Exported, seed: int = 0) -> Iterator[Case]:
-    """Real rows, then the corners of every program; `steps` are made with `greedy`."""
+    """Real rows for every program, then the corners of each; `steps` are made with `greedy`."""
     rng = np.random.default_rng(seed)
     forward = source.program("forward").signature
-    real = {
-        n: next(iter(source.examples.values())).shape[0] if n == "batch" else source.dims[n].high for n in forward.dims
-    }
-    real = {n: min(size, source.dims[n].high) for n, size in real.items()}
-    yield Case("real examples", "forward", _drawn(forward, real, source.examples, None), real)
+    yield from _real(forward, source)
     for sizes in _corners(forward, source):
         yield Case(_label("forward", sizes), "forward", _drawn(forward, sizes, source.examples, rng), sizes)
     if not can_decode(source):
@@ -98,6 +96,23 @@ def cases(source: Exported, seed: int = 0) -> Iterator[Case]:
     for sizes in _corners(source.program("decode").signature, source):
         length = min(sizes.get("cache", 5), source.dims["seq"].high)
         yield Case(_label("decode", sizes), "decode", _tokens(forward, {**sizes, "seq": length}, rng), sizes)
+
+
+def _real(forward: Signature, source: Exported) -> Iterator[Case]:
+    """All rows there are, then one row, short enough to be kept in the artifact, for every program."""
+    rows = min(len(next(iter(source.examples.values()))), source.dims["batch"].high if "batch" in forward.dims else 1)
+    most = {n: rows if n == "batch" else source.dims[n].high for n in forward.dims}
+    yield Case("real examples", "forward", _drawn(forward, most, source.examples, None), most, real=True)
+    least = {n: source.dims[n].low if n == "batch" else min(SHORT, source.dims[n].high) for n in forward.dims}
+    if least != most:
+        yield Case("a real row", "forward", _drawn(forward, least, source.examples, None), least, real=True)
+    if can_decode(source):
+        tokens = _with_places(forward, _drawn(forward, least, source.examples, None)[TOKENS])
+        sizes = {
+            n: source.dims[n].high if n == "cache" else least[n] for n in ("batch", "seq", "cache") if n in source.dims
+        }
+        for kind in ("prefill", "decode"):
+            yield Case(f"{kind} of a real row", kind, tokens, sizes, real=True)
 
 
 def steps_case(source: Exported, run: Runner) -> Case | None:
@@ -116,6 +131,7 @@ def steps_case(source: Exported, run: Runner) -> Case | None:
         _with_places(source.program("forward").signature, tokens),
         sizes,
         prompt.shape[1],
+        real=True,
     )
 
 

@@ -1,35 +1,35 @@
-"""How far an artifact's output is from the live one's, and how far it may be."""
+"""How far an artifact's output is from the live one's."""
 
 import dataclasses
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-
-BOUNDS: Mapping[str, float] = {"float32": 2e-5, "bfloat16": 4e-2, "float16": 5e-3}
-"""dtype of the weights -> bound of `Difference.max_abs`."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Difference:
     """max_abs: largest difference, as a part of the largest live magnitude, masks left out. norm: of the difference by the live one's.
 
-    argmax: share of positions at which the largest of the last axis is the same one; None without such an axis.
+    argmax: share of positions at which the largest of the last axis is the same one; None without such an axis. margin: where it is not,
+    how much larger the live one's largest is than what the other took for it, at most; as a part of the largest live magnitude too.
     """
 
     max_abs: float
     norm: float
     argmax: float | None
+    margin: float = 0.0
 
     @property
     def finite(self) -> bool:
         """False where either side was not finite or shapes differed."""
         return bool(np.isfinite(self.max_abs))
 
+    def within(self, bound: float) -> bool:
+        """Whether all of it is: an argmax may be another one where the two are nearly as large."""
+        return max(self.max_abs, self.norm, self.margin) <= bound
 
-def bound_of(dtypes: Any) -> float:
-    """The bound for weights of these dtypes: the coarsest one's."""
-    return max((BOUNDS.get(str(d), 0.0) for d in dtypes), default=0.0) or BOUNDS["float32"]
+
+INFINITE = Difference(float("inf"), float("inf"), None, float("inf"))
 
 
 def without_masked(found: np.ndarray, live: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -47,13 +47,20 @@ def difference(found: Any, live: Any) -> Difference:
         np.asarray(x).astype(np.float64 if np.asarray(x).size < 1 << 24 else np.float32) for x in (found, live)
     )
     if found.shape != live.shape or not (np.isfinite(found).all() and np.isfinite(live).all()):
-        return Difference(float("inf"), float("inf"), None)
+        return INFINITE
+    argmax, margin = _ranks(found, live)
     found, live = without_masked(found, live)
     off = np.abs(found - live)
-    scale, norm = float(np.max(np.abs(live), initial=0.0)), float(np.linalg.norm(live))
-    argmax = None
-    if live.ndim > 1 and live.shape[-1] > 1:
-        argmax = float(np.mean(np.argmax(found, axis=-1) == np.argmax(live, axis=-1)))
+    scale, norm = float(np.max(np.abs(live), initial=0.0)) or 1.0, float(np.linalg.norm(live)) or 1.0
     return Difference(
-        float(np.max(off, initial=0.0)) / (scale or 1.0), float(np.linalg.norm(off)) / (norm or 1.0), argmax
+        float(np.max(off, initial=0.0)) / scale, float(np.linalg.norm(off)) / norm, argmax, margin / scale
     )
+
+
+def _ranks(found: np.ndarray, live: np.ndarray) -> tuple[float | None, float]:
+    """(share of positions of the same argmax, the largest live margin of the others)."""
+    if live.ndim < 2 or live.shape[-1] < 2 or not live.size:
+        return None, 0.0
+    taken, right = np.argmax(found, axis=-1, keepdims=True), np.argmax(live, axis=-1, keepdims=True)
+    margins = np.take_along_axis(live, right, -1) - np.take_along_axis(live, taken, -1)
+    return float(np.mean(taken == right)), float(np.max(margins))

@@ -4,14 +4,14 @@ import dataclasses
 import functools
 import itertools
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from assay.errors import ExportError
-from assay.exported import Exported
+from assay.exported import Exported, bound_of
 from assay.kinds import Exporter, Transform
 from assay.runs import RunDirectory
 from assay.train.launch import restored
@@ -77,22 +77,20 @@ def export(
         content = artifact.fill(directory, source, exporters, further, progress=writing)
         for note in manifest.notes(content):
             report(f"note: {note}")
-        found, kept = dict[str, Checked](), dict[str, tuple[Case, np.ndarray]]()
+        found, kept = dict[str, Checked](), dict[str, stored.Kept]()
         for name, exporter in exporters.items():
             written = content["formats"][name]
-            bound, held = written["tolerance"], _held(source, written["programs"])
+            bound, held = written["tolerance"] or bound_of(source.dtype), _held(source, written["programs"])
             keep = _keeping(kept, name, held, status)
-            absent = parity.unchecked(written["requirements"], bound or 0.0)
-            if (
-                absent
-            ):  # what it would have been compared with stays, for `assay artifact verify` where there is what it needs
+            absent = parity.unchecked(written["requirements"], bound)
+            if absent:  # what it would be compared with stays, for `assay artifact verify` where its requirements are
                 kept.update({case.label: (case, case.of_live(live.forward(case.inputs))) for case in cases(held)})
             found[name] = absent or parity.gate(
                 directory, name, exporter, held, live, bound=bound, examples=examples, seen=keep
             )
             if found[name].problems and bisect:
                 report(first_difference(directory, name, exporter, source, live))
-        finish(directory, content, found, kept)
+        finish(directory, content, found, kept.values())
     return out, found
 
 
@@ -115,16 +113,16 @@ def finish(
     directory: Path,
     content: Mapping[str, Any],
     found: Mapping[str, Checked],
-    kept: Mapping[str, tuple[Case, np.ndarray]],
+    kept: Iterable[stored.Kept],
 ) -> None:
-    """Write what the gate found, the examples and the card, and seal the artifact with its status."""
-    status = "unverified" if any(checked.unchecked for checked in found.values()) else "verified"
-    status = "failed" if any(checked.problems for checked in found.values()) else status
-    text = json.dumps({"status": status, "formats": parity.json_of(found)}, indent=1, allow_nan=False)
+    """Write what the gate found, the examples and the card, and seal the artifact with the status of each format."""
+    statuses = {name: checked.status for name, checked in found.items()}
+    whole = manifest.status_of(statuses.values())
+    text = json.dumps({"status": whole, "formats": parity.json_of(found)}, indent=1, allow_nan=False)
     (directory / artifact.PARITY).write_text(text + "\n", encoding="utf-8")
-    stored.store(list(kept.values()), directory / artifact.CASES)
+    stored.store(list(kept), directory / artifact.CASES)
     (directory / artifact.CARD).write_text(card(content, found), encoding="utf-8")
-    manifest.seal(directory, content, status)
+    manifest.seal(directory, content, statuses)
 
 
 def _held(source: Exported, programs: Sequence[str]) -> Exported:

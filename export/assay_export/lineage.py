@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,14 +15,19 @@ from assay.kinds import Tokenizer
 from assay.runs import RunDirectory
 
 TOKENIZER = "tokenizer"
+PLACE = re.compile(r"(?<![\w.:/@])(?:file://|~\w*)?/(?:[^/'\",()]+/)*(?=[^/])")
+"""An absolute path but for its last name; what begins with a scheme, such as https://, is none."""
 
 
 def lineage_of(run: RunDirectory, step: int) -> dict[str, Any]:
-    """The run's id, configuration, code, data and versions, and the digest of the checkpoint."""
+    """The run's id, configuration, code, data and versions, and the digest of the checkpoint.
+
+    Paths are cut down to their last name: whoever gets the artifact need not know whose machine it is from.
+    """
     record = run.record()
     environment = (record["sessions"] or [{}])[-1].get("environment", {})
     sealed = run.checkpoints / str(step) / checkpoint_manifest.NAME
-    return {
+    found = {
         "run": run.id,
         "experiment": record["name"],
         "step": step,
@@ -35,6 +41,16 @@ def lineage_of(run: RunDirectory, step: int) -> dict[str, Any]:
         "python": environment.get("python"),
         "packages": environment.get("packages"),
     }
+    return {key: without_places(value) for key, value in found.items()}
+
+
+def without_places(value: Any) -> Any:
+    """The JSON-able value, of whose absolute paths, and of those from a home directory on, the last name is left, as …/NAME."""
+    if isinstance(value, Mapping):
+        return {without_places(key): without_places(x) for key, x in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_places(x) for x in value]
+    return PLACE.sub("…/", value) if isinstance(value, str) else value
 
 
 def write_tokenizer(experiment: Experiment, spec: DataSpec, directory: Path) -> dict[str, Any] | None:
@@ -49,7 +65,9 @@ def write_tokenizer(experiment: Experiment, spec: DataSpec, directory: Path) -> 
     settings: dict[str, Any] = dataclasses.asdict(plugin) if dataclasses.is_dataclass(plugin) else {}
     return {
         "plugin": names[0] if names else None,
-        "settings": {k: v for k, v in settings.items() if isinstance(v, str | int | float | bool | None)},
+        "settings": {
+            k: without_places(v) for k, v in settings.items() if isinstance(v, str | int | float | bool | None)
+        },
         "vocab_size": encoder.vocab_size,
         "separator_id": encoder.separator_id,
         "fingerprint": encoder.fingerprint,

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -12,12 +12,27 @@ from assay.data.blocks import read
 from assay.errors import DataError
 from assay.evaluate.evaluate import values_of
 from assay.kinds import Source
+from assay.outcome import Outcome
 from assay.plan.plan import Plan
 from assay_export.observed import asked, outcome_with
 from assay_kernels import using
 
 ROWS = 8
+PRECISION = "highest"
+"""Of matrix products: what artifacts are compared with is float32 where it is called so, and not the TF32 that a GPU would take for it."""
 Call = Callable[[Mapping[str, Any]], Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Scores:
+    """Loss and metrics over examples, by name, of each of several networks.
+
+    turned: share of the items, by their weight, of which the first network's likeliest class is another than the last one's.
+    """
+
+    values: Sequence[Mapping[str, float]]
+    turned: float
+    examples: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +56,7 @@ class Live:
         @jax.jit
         def call(variables: Any, batch: Any) -> Any:
             params, frozen, stats = variables
-            with using(*e.kernels):
+            with using(*e.kernels), jax.default_matmul_precision(PRECISION):
                 return self.plan.network.merge(params, stats, e.compute_dtype, frozen)(batch, train=False, rngs=None)
 
         variables = jax.device_put(self.variables, jax.devices()[0])
@@ -79,26 +94,38 @@ class Live:
             indices = np.arange(start, min(start + size, count))
             yield {**read(source, indices), "mask": np.ones(len(indices), np.bool_)}
 
-    def metrics(self, call: Call, size: int, most: int) -> tuple[dict[str, float], int] | None:
-        """(loss and metrics over the first `most` examples with `call` in the network's place, the number of examples).
+    def scores(self, calls: Sequence[Call], size: int, most: int) -> Scores | None:
+        """Over the first `most` examples, `size` at once, with each call in the network's place in turn.
 
         None for an objective that calls the network in another way, as a Bayesian one.
         """
-        e, merged, count = self.plan.experiment, None, 0
+        e, merged, count, turned = self.plan.experiment, list[Any](), 0, 0.0
         for batch in self.batches(size, most):
-            outcome = outcome_with(e.objective, self.module, batch, call)
-            if outcome is None:
+            found = [outcome_with(e.objective, self.module, batch, call) for call in calls]
+            outcomes = [outcome for outcome in found if outcome is not None]
+            if len(outcomes) < len(calls):
                 return None
-            total, weight = outcome.total()
-            state: Any = {str(i): m.update(outcome, self.plan.spec) for i, m in enumerate(e.metrics)}
-            state = jax.tree.map(
-                lambda x: np.asarray(x, np.float64), state | {"loss": {"total": total, "weight": weight}}
-            )
-            merged = state if merged is None else self._merged(merged, state)
+            states = [self._state(outcome) for outcome in outcomes]
+            merged = [self._merged(*pair) for pair in zip(merged, states, strict=True)] if merged else states
+            turned += _turned(outcomes[0], outcomes[-1])
             count += len(batch["mask"])
-        assert merged is not None
-        return values_of(e, merged), count
+        weight = float(merged[-1]["loss"]["weight"])
+        return Scores([values_of(e, state) for state in merged], turned / weight if weight else 0.0, count)
+
+    def _state(self, outcome: Outcome) -> Any:
+        """What the metrics and the loss keep of a batch."""
+        total, weight = outcome.total()
+        found: Any = {str(i): m.update(outcome, self.plan.spec) for i, m in enumerate(self.plan.experiment.metrics)}
+        return jax.tree.map(lambda x: np.asarray(x, np.float64), found | {"loss": {"total": total, "weight": weight}})
 
     def _merged(self, a: Any, b: Any) -> Any:
         loss = {"loss": {k: a["loss"][k] + b["loss"][k] for k in a["loss"]}}
         return loss | {str(i): m.merge(a[str(i)], b[str(i)]) for i, m in enumerate(self.plan.experiment.metrics)}
+
+
+def _turned(one: Outcome, other: Outcome) -> float:
+    """The weight of the items whose likeliest class is another one."""
+    if one.logits is None or other.logits is None:
+        return 0.0
+    differ = np.argmax(np.asarray(one.logits), -1) != np.argmax(np.asarray(other.logits), -1)
+    return float(np.sum(np.asarray(other.weights, np.float64) * differ))

@@ -6,17 +6,18 @@ Reading it executes nothing. Its own digest is its last entry, so that a change 
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from assay import __version__
 from assay.errors import ExportError
-from assay.exported import Dim, Exported, Signature, Tensor, Written
+from assay.exported import Dim, Exported, Signature, Tensor, Written, bound_of
 from assay.runs.files import write_atomically
 
 NAME = "manifest.json"
 FORMAT = 1
+VERIFIED, UNVERIFIED, FAILED = "verified", "unverified", "failed"
 AGAIN = "restore the artifact from a copy, or export the run again"
 
 
@@ -27,6 +28,7 @@ def described(source: Exported, formats: Mapping[str, Written], further: Mapping
         "format": FORMAT,
         "assay": __version__,
         "programs": {program.name: dataclasses.asdict(program.signature) for program in source.programs},
+        "dtype": source.dtype,
         "dims": {name: dataclasses.asdict(dim) for name, dim in source.dims.items()},
         "weights": {
             "arrays": len(weights),
@@ -41,11 +43,21 @@ def described(source: Exported, formats: Mapping[str, Written], further: Mapping
     }
 
 
-def seal(directory: Path, content: Mapping[str, Any], status: str) -> None:
-    """Write the manifest of the files that are in `directory` now. status: "verified", "failed", or "unverified" until the gate has run."""
+def status_of(statuses: Iterable[str]) -> str:
+    """Of the artifact: the worst of its formats', "failed", "unverified" or "verified"."""
+    return next((status for status in (FAILED, UNVERIFIED) if status in set(statuses)), VERIFIED)
+
+
+def seal(directory: Path, content: Mapping[str, Any], statuses: Mapping[str, str]) -> None:
+    """Write the manifest of the files that are in `directory` now.
+
+    statuses: of each format, VERIFIED, FAILED, or UNVERIFIED where nothing has compared it with the model; of those left out too.
+    """
     paths = sorted(p for p in directory.rglob("*") if p.is_file() and p != directory / NAME)
     files = {p.relative_to(directory).as_posix(): _facts(p) for p in paths}
-    body = {**content, "status": status, "files": files}
+    formats = {name: {**facts, "status": statuses.get(name, UNVERIFIED)} for name, facts in content["formats"].items()}
+    status = status_of(facts["status"] for facts in formats.values())
+    body = {**content, "formats": formats, "status": status, "files": files}
     write_atomically(directory / NAME, json.dumps(body | {"digest": _digest(body)}, indent=1, allow_nan=False) + "\n")
 
 
@@ -87,6 +99,16 @@ def signature_of(content: Mapping[str, Any], program: str) -> Signature:
     found = content["programs"][program]
     inputs, outputs = ({n: _tensor(t) for n, t in found[side].items()} for side in ("inputs", "outputs"))
     return Signature(inputs, outputs, tuple(found["donated"]), tuple((a, b) for a, b in found["at_most"]))
+
+
+def format_status(content: Mapping[str, Any], name: str) -> str:
+    """Of one format; artifacts of 0.1.0 have one for all."""
+    return str(content["formats"][name].get("status", content["status"]))
+
+
+def bound_in(content: Mapping[str, Any], name: str) -> float:
+    """The parity gate's bound for one format: its own, or that of the dtype that programs compute in."""
+    return float(content["formats"][name]["tolerance"] or bound_of(content.get("dtype", "float32")))
 
 
 def dims_of(content: Mapping[str, Any]) -> dict[str, Dim]:

@@ -15,7 +15,7 @@ import numpy as np
 from jax import export
 
 from assay.errors import AssayError, ExportError
-from assay.exported import Dim, Exported, Program, Signature, Tensor
+from assay.exported import OUTPUT, TOKENS, Dim, Exported, Program, Signature, Tensor
 from assay.kinds import Model
 from assay.network import Network, make_network
 from assay.plan.plan import Plan, batch_shapes
@@ -23,8 +23,6 @@ from assay_export.observed import asked_shapes
 from assay_export.symbolic import shapes_of, symbols
 from assay_kernels import force, ops
 
-OUTPUT = "output"
-TOKENS = "inputs"  # the element with token ids, in every dataset of text
 PROBE = 2  # rows of the first trace
 Arrays = Mapping[str, Any]
 
@@ -74,17 +72,17 @@ def exported(
         examples={name: examples[name] for name in inputs},
         lineage=lineage,
         notes=notes,
+        dtype=plan.experiment.compute_dtype,
     )
 
 
 def remade(source: Exported, model: Model, weights: Mapping[str, np.ndarray]) -> Exported:
     """The programs of `source`, by name and signature, of another model that takes and gives the same: its parameters are `weights`."""
-    dtype = next(w.dtype for w in weights.values() if jnp.issubdtype(w.dtype, jnp.floating))
-    module = functools.partial(module_of, make_network(model, source.spec), str(dtype))
+    module = functools.partial(module_of, make_network(model, source.spec), source.dtype)
     functions: dict[str, Any] = {"forward": functools.partial(_forward, module, {})}
     if len(source.programs) > 1:
         shapes = {path: jax.ShapeDtypeStruct(w.shape, w.dtype) for path, w in weights.items()}
-        functions["decode"] = functools.partial(_decode, module, _cache(module, shapes, dtype)[0])
+        functions["decode"] = functools.partial(_decode, module, _cache(module, shapes, jnp.dtype(source.dtype))[0])
         functions["prefill"] = functools.partial(_prefill, functions["decode"])
     programs = [dataclasses.replace(program, function=functions[program.name]) for program in source.programs]
     return dataclasses.replace(source, model=model, programs=programs, weights=weights)

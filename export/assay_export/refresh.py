@@ -34,10 +34,16 @@ def refresh(
     transforms: applied to its weights first, in order, each with the text that names it.
     Raises ExportError where the artifact is damaged, has no StableHLO, or has expired: then `assay export` writes it from its run.
     """
-    content = artifact.opened(directory)
+    content = manifest.read(directory)
     if FORMAT not in content["formats"]:
         raise ExportError(
             f"{directory} has {', '.join(content['formats'])}, none of which expires; there is nothing to refresh"
+        )
+    content = artifact.opened(directory, FORMAT)
+    others = [name for name in content["formats"] if name != FORMAT]
+    if others:
+        report(
+            f"{', '.join(others)}: left out, {FORMAT} alone can be written again without the run; the old artifact keeps them"
         )
     examples = stored.stored(directory / artifact.CASES)
     source, kept, effects = of_artifact(again(directory, content), examples, transforms)
@@ -49,8 +55,10 @@ def refresh(
         if content.get("tokenizer"):
             shutil.copytree(directory / "tokenizer", new / "tokenizer")
         written = artifact.fill(new, source, {FORMAT: exporter_of(content, FORMAT)}, further)
+        for line in _lost(content, written):
+            report(line)
         checked = verify.verify_with(new, written, kept)
-        finish(new, written, checked, {case.label: (case, live) for case, live in kept})
+        finish(new, written, checked, kept)
     return checked
 
 
@@ -62,23 +70,47 @@ def again(directory: Path, content: Mapping[str, Any]) -> Exported:
         function = functools.partial(_called, _read(directory, content, name), content["programs"][name]["donated"])
         programs.append(Program(name, function, manifest.signature_of(content, name)))
     return Exported(
-        None, DataSpec({}), programs, manifest.dims_of(content), held, {}, content["lineage"], content["notes"]
+        None,
+        DataSpec({}),
+        programs,
+        manifest.dims_of(content),
+        held,
+        {},
+        content["lineage"],
+        content["notes"],
+        content.get("dtype", "float32"),
     )
 
 
-def _called(program: export.Exported, donated: Any, weights: Any, inputs: Any) -> dict[str, Any]:
+def _called(programs: Mapping[str, export.Exported], donated: Any, weights: Any, inputs: Any) -> dict[str, Any]:
     used = {name: inputs[name] for name in donated}
-    return dict(program.call(weights, {n: x for n, x in inputs.items() if n not in used}, used))
+    arguments = weights, {n: x for n, x in inputs.items() if n not in used}, used
+    if len(programs) == 1:
+        return dict(next(iter(programs.values())).call(*arguments))
+    return dict(jax.lax.platform_dependent(*arguments, **{name: found.call for name, found in programs.items()}))
 
 
-def _read(directory: Path, content: Mapping[str, Any], program: str) -> export.Exported:
+def _read(directory: Path, content: Mapping[str, Any], program: str) -> dict[str, export.Exported]:
+    """The program by platform, or for all of them."""
     facts = content["formats"][FORMAT]["facts"]
     files = facts["programs"][program]["platforms"]
-    path = directory / FORMAT / next(iter(files.values()))
-    try:
-        return export.deserialize(bytearray(path.read_bytes()))
-    except Exception as error:
-        raise ExportError(
-            f"jax {jax.__version__} cannot read {path}, which expired on {facts['expires']} at the earliest: {error}; "
-            f"`assay export {content['lineage'].get('run')}` writes it again from its run"
-        ) from error
+    found = {}
+    for platform, file in files.items():
+        path = directory / FORMAT / Path(file).name  # of the artifact, whatever the manifest says
+        try:
+            found[platform] = export.deserialize(bytearray(path.read_bytes()))
+        except Exception as error:
+            raise ExportError(
+                f"jax {jax.__version__} cannot read {path}, which expired on {facts['expires']} at the earliest: {error}; "
+                f"`assay export {content['lineage'].get('run')}` writes it again from its run"
+            ) from error
+        if len(set(files.values())) == 1:
+            break
+    return found
+
+
+def _lost(content: Mapping[str, Any], written: Mapping[str, Any]) -> list[str]:
+    """A line for each program with the platforms that it is not for any more."""
+    before, now = (x["formats"][FORMAT]["facts"]["programs"] for x in (content, written))
+    lost = {name: sorted(before[name]["platforms"].keys() - now[name]["platforms"].keys()) for name in before}
+    return [f"{name} is not for {', '.join(platforms)} any more" for name, platforms in lost.items() if platforms]

@@ -4,6 +4,7 @@ Both use the loaders that are installed with the exporters. Those in the artifac
 """
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -21,6 +22,12 @@ from assay.kinds import Exporter
 from assay_export import run
 
 SCRIPT = Path(run.__file__)
+SETTINGS = {
+    "XLA_PYTHON_CLIENT_PREALLOCATE": "false",  # the live model is on the same GPU
+    "NVIDIA_TF32_OVERRIDE": "0",  # cuBLAS and cuDNN, of whatever library: float32 is compared as such
+    "JAX_DEFAULT_MATMUL_PRECISION": "highest",
+}
+WITHOUT_TRITON = "--xla_gpu_enable_triton_gemm=false"  # XLA's own products take TF32 where cuBLAS is told not to
 
 
 def opened(artifact: Path, name: str, exporter: Exporter) -> Runner:
@@ -52,7 +59,9 @@ class Process:
         self._files = tempfile.TemporaryDirectory(prefix="assay-parity-")
         self._errors = tempfile.TemporaryFile()
         pipe = subprocess.PIPE
-        self._process = subprocess.Popen(self._command, stdin=pipe, stdout=pipe, stderr=self._errors, text=True)
+        self._process = subprocess.Popen(
+            self._command, stdin=pipe, stdout=pipe, stderr=self._errors, text=True, env=_environment()
+        )
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
@@ -95,3 +104,12 @@ class Process:
 
 def _storable(array: Any) -> np.ndarray:
     return np.asarray(array, np.float32) if str(array.dtype) == "bfloat16" else np.asarray(array)
+
+
+def _environment() -> dict[str, str]:
+    """Of a fresh process: it leaves room on a GPU, and multiplies float32 as float32."""
+    found = {**os.environ, **SETTINGS}
+    jax = sys.modules.get("jax")
+    if jax is not None and jax.default_backend() == "gpu":
+        found["XLA_FLAGS"] = f"{found.get('XLA_FLAGS', '')} {WITHOUT_TRITON}".strip()
+    return found

@@ -9,7 +9,6 @@ import numpy as np
 from assay.errors import ExportError
 from assay_export import artifact, manifest, parity, stored
 from assay_export.cases import Case
-from assay_export.compare import bound_of
 from assay_export.named import exporter_of
 from assay_export.parity import Checked
 
@@ -30,7 +29,7 @@ def verify_with(
     signatures = {name: manifest.signature_of(content, name) for name in content["programs"]}
     found = {}
     for name, written in content["formats"].items():
-        bound = written["tolerance"] or bound_of(content["weights"]["dtypes"])
+        bound = manifest.bound_in(content, name)
         playable = [(case, output) for case, output in kept if _programs(case) <= set(written["programs"])]
         found[name] = parity.unchecked(written["requirements"], bound) or parity.again(
             directory, name, exporter_of(content, name), signatures, playable, bound

@@ -13,6 +13,25 @@ from assay.errors import ExportError
 if TYPE_CHECKING:  # describing programs must not import jax
     from jaxtyping import Array
 
+OUTPUT, TOKENS = "output", "inputs"
+"""The output of forward, and the input with token ids, as in every dataset of text."""
+
+BOUNDS: Mapping[str, float] = {"float32": 2e-5, "float16": 5e-3, "bfloat16": 4e-2}
+"""Floating point dtype that is computed in -> how far outputs may be from the live model's, relative to the largest of them: some 340 unit
+roundoffs of float32, of which most models use a few, and ten of the short ones."""
+
+FLOATS = tuple(BOUNDS)
+
+
+def bound_of(*dtypes: str) -> float:
+    """The bound where these dtypes are computed in: the coarsest one's."""
+    return max(BOUNDS[name] for name in dtypes)
+
+
+def as_stored(weights: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The weights."""
+    return weights
+
 
 @dataclasses.dataclass(frozen=True)
 class Dim:
@@ -91,6 +110,8 @@ class Exported:
     dims: of all programs, by name. weights: path ("blocks/0/attention/query/kernel") -> array as evaluation uses it, perhaps read lazily.
     examples: real rows of forward's inputs from the evaluation split. lineage: JSON-able facts on where it comes from.
     notes: what somebody who uses it should know, such as a dimension that is fixed, and why.
+    dtype: floating point dtype that programs compute in, whatever weights are stored in.
+    restore: of the last transform that stores weights in another form: weights -> those that it was given, by path; jax can trace it.
     """
 
     model: Any
@@ -101,6 +122,8 @@ class Exported:
     examples: Mapping[str, np.ndarray]
     lineage: Mapping[str, Any]
     notes: Sequence[str] = ()
+    dtype: str = "float32"
+    restore: Callable[[Mapping[str, Any]], Mapping[str, Any]] = as_stored
 
     def program(self, name: str) -> Program:
         """The program of that name. Raises ExportError naming those there are."""
@@ -122,7 +145,7 @@ class Written:
     """What an exporter has written into its directory.
 
     programs: names of those that the format holds. facts: JSON-able, for the manifest and the loader, such as files, opset, expiry.
-    requirements: what its loader needs, as pip names it. tolerance: bound of the parity gate, None for the one of the dtype.
+    requirements: what its loader needs, as pip names it. tolerance: bound of the parity gate, None for the dtype's that is computed in.
     notes: what somebody who uses the format should know, such as a dimension that is fixed, and why.
     """
 

@@ -259,6 +259,13 @@ class Transform(Protocol):
         What it left alone that one would expect to be changed is a note. Raises ExportError for weights that it is not for.
         """
 
+    def bounds(self, source: Exported) -> "Iterable[tuple[str, np.ndarray]] | None":
+        """(path, how far each element may come to be from what it is), broadcastable, of every weight of `source` that `apply` changes.
+
+        The result's weights, put through its `restore`, are held to it, and its outputs are reported beside the model's. None for a
+        transform after which programs compute the same: their outputs are held to the model's, within the bound of the dtype.
+        """
+
 
 @dataclasses.dataclass(frozen=True)
 class Kind:

@@ -306,10 +306,10 @@ def test_an_artifact_that_failed_is_not_used(copy, tmp_path, capsys) -> None:
     weights = bytearray((copy / "weights/model.safetensors").read_bytes())
     weights[-4:] = b"\0\0\x80\x41"  # a bias is 16.0
     (copy / "weights/model.safetensors").write_bytes(weights)
-    manifest.seal(copy, content, "verified")
+    manifest.seal(copy, content, {"stablehlo": "verified"})
     assert main(["artifact", "verify", str(copy)]) == 1
     assert "DIFFERS: " in capsys.readouterr().out
-    manifest.seal(copy, content, "failed")
+    manifest.seal(copy, content, {"stablehlo": "failed"})
     np.savez(tmp_path / "in.npz", image=np.zeros((1, 8, 8, 1), np.float32))
     assert "is marked failed: it differs from its model" in said(
         capsys, "predict", copy, "--input", tmp_path / "in.npz"

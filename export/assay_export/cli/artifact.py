@@ -57,7 +57,8 @@ def _show(directory: Path, *, as_json: bool) -> int:
     print(f"weights  {weights['parameters']:,} parameters, {', '.join(weights['dtypes'])}, {weights['bytes']:,} bytes")
     for name, found in content["formats"].items():
         expires = f"; its programs expire on {found['facts']['expires']}" if "expires" in found["facts"] else ""
-        print(f"{name:<8} {', '.join(found['programs'])}; needs {', '.join(found['requirements'])}{expires}")
+        status = manifest.format_status(content, name)
+        print(f"{name:<8} {status}; {', '.join(found['programs'])}; needs {', '.join(found['requirements'])}{expires}")
         if found.get("settings"):
             print(" " * 9 + ", ".join(f"{key}={value!r}" for key, value in found["settings"].items()))
     for note in manifest.notes(content):
@@ -79,7 +80,7 @@ def _ports(content: dict[str, Any]) -> list[tuple[str, ...]]:
 
 def _verify(directory: Path) -> int:
     from assay_export import manifest
-    from assay_export.cli.export import report
+    from assay_export.cli.export import outcome, report
     from assay_export.verify import verify
 
     content = manifest.read(directory)
@@ -89,18 +90,21 @@ def _verify(directory: Path) -> int:
     print(f"{len(content['files'])} files are as they were written")
     checked = verify(directory, content)
     print(report(checked))
-    if content["status"] != "verified":
-        print(f"{directory} is marked {content['status']} since it was written")
-    return 1 if content["status"] != "verified" or any(c.problems for c in checked.values()) else 0
+    failed = [name for name in checked if manifest.format_status(content, name) == manifest.FAILED]
+    for name in failed:
+        print(f"{name:<10} is marked failed since it was written")
+    verified = [name for name, c in checked.items() if c.status == manifest.VERIFIED and name not in failed]
+    absent = [name for name, c in checked.items() if c.status == manifest.UNVERIFIED]
+    print(f"{directory}: {outcome(verified, absent, [n for n in checked if n not in {*verified, *absent}])}")
+    return 0 if verified and len(verified) + len(absent) == len(checked) else 1
 
 
 def _refresh(directory: Path, out: Path, named: list[str]) -> int:
-    from assay_export.cli.export import report
+    from assay_export.cli.export import outcome_of, report
     from assay_export.named import transform_of
     from assay_export.refresh import refresh
 
     checked = refresh(directory, out, [(text, transform_of(text)) for text in named])
     print(report(checked))
-    failed = any(c.problems for c in checked.values())
-    print(f"{out}: " + ("FAILED the comparison; it is marked so" if failed else "verified"))
-    return 1 if failed else 0
+    print(f"{out}: {outcome_of(checked)}")
+    return 1 if any(c.problems for c in checked.values()) else 0

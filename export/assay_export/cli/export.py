@@ -1,7 +1,7 @@
 """`assay export`: from a run to an artifact that runs without Assay, checked on the spot."""
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -85,10 +85,24 @@ def run(args: argparse.Namespace) -> int:
 
         out, checked = export(found, exporters, report=say, status=status, **chosen)
     print(report(checked))
-    failed = any(c.problems for c in checked.values())
-    passed = "not verified whole" if any(c.unchecked for c in checked.values()) else "verified"
-    print(f"{out}: " + ("FAILED the comparison with the live model; it is marked so" if failed else passed))
-    return 1 if failed else 0
+    print(f"{out}: {outcome_of(checked)}")
+    return 1 if any(c.problems for c in checked.values()) else 0
+
+
+def outcome_of(checked: "Mapping[str, Checked]") -> str:
+    """Which formats hold, in words."""
+    of = {
+        status: [n for n, c in checked.items() if c.status == status] for status in ("verified", "unverified", "failed")
+    }
+    return outcome(of["verified"], of["unverified"], of["failed"])
+
+
+def outcome(verified: Sequence[str], absent: Sequence[str], failed: Sequence[str]) -> str:
+    """The same of names: "verified" alone where all formats are."""
+    if not absent and not failed:
+        return "verified"
+    parts = {"verified": verified, "not compared": absent, "FAILED the comparison, and marked so": failed}
+    return "; ".join(f"{what}: {', '.join(names)}" for what, names in parts.items() if names)
 
 
 def report(checked: "Mapping[str, Checked]") -> str:

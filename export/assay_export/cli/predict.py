@@ -43,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
 
     if args.text is not None and args.output is not None:
         raise ExportError("--output is of arrays, and --text prints text; leave out --output, or give --input")
-    content = artifact.opened(args.artifact)
+    content = artifact.opened(args.artifact, args.format)
     if args.text is not None:
         print(args.text + _continued(args, content))
         return 0
@@ -59,13 +59,12 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _opened(args: argparse.Namespace, content: Any, *programs: str) -> Any:
-    """The format that was asked for, or the first that holds the programs. Raises ExportError naming those that do."""
+    """The format that was asked for, or the first that holds the programs and did not fail. Raises ExportError naming those that do."""
+    from assay_export.manifest import FAILED, format_status
     from assay_export.named import exporter_of
     from assay_export.runners import opened
 
-    formats = content["formats"]
-    if args.format is not None and args.format not in formats:
-        raise ExportError(f"{args.artifact} has no format '{args.format}'; it has {', '.join(formats)}")
+    formats = {n: f for n, f in content["formats"].items() if format_status(content, n) != FAILED}
     holding = [name for name, found in formats.items() if set(programs) <= set(found["programs"])]
     if not holding:
         raise ExportError(f"no format of {args.artifact} holds {' and '.join(programs)}; export the run again")

@@ -7,10 +7,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from assay.exported import Program, Signature, Tensor
+from assay.exported import FLOATS, Program, Signature, Tensor
 from assay_export.onnx.rewrite import DTYPES, rewritten
-
-FLOATS = ("float32", "float16", "bfloat16")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)  # jax wants functions that can be hashed

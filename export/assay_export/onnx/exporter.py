@@ -9,14 +9,12 @@ from pathlib import Path
 from typing import Literal
 
 from assay.errors import ExportError
-from assay.exported import Exported, Written
+from assay.exported import Exported, Written, bound_of
 
 OLDEST = 18
 """Opset that jax2onnx writes valid graphs from: ReduceMean takes its axes as an input."""
 RUNTIME_OPSET, RUNTIME = 23, "1.23"
 """An opset, and the first onnxruntime that loads graphs of it."""
-TOLERANCES = {"float32": 2e-5, "float16": 2e-2, "bfloat16": 2e-2}
-"""Of the parity gate. float16 has 11 bits, bfloat16 8: their rounding adds up over layers."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -47,7 +45,6 @@ class ONNX:
         dtypes = {path: str(w.dtype) for path, w in source.weights.items()}
         weights = stored.write(source.weights, directory, computed=computed, kept=self.dtype)
         metadata, facts, notes = _metadata(source, weights.file), {}, []
-        tolerance = TOLERANCES["float16" if computed == "float16" else "float32"]
         with Converter() as converter:
             for program in source.programs:
                 try:
@@ -58,7 +55,7 @@ class ONNX:
                         directory,
                         converter=converter,
                         opset=self.opset,
-                        tolerance=tolerance,
+                        tolerance=bound_of(computed),
                         metadata=metadata,
                     )
                 except ExportError as error:
@@ -69,7 +66,8 @@ class ONNX:
                 facts[program.name] = {"outputs": dict(found.outputs), "route": found.route, "worst": found.worst}
             version = converter.version
         stated = {"programs": facts, "opset": self.opset, "dtype": self.dtype, "jax2onnx": version}
-        return Written(tuple(facts), stated, (_runtime(self.opset), "numpy"), _bound(self.dtype, dtypes), tuple(notes))
+        bound = bound_of(self.dtype, source.dtype)
+        return Written(tuple(facts), stated, (_runtime(self.opset), "numpy"), bound, tuple(notes))
 
     def loader(self) -> Path:
         """Needs onnxruntime and numpy."""
@@ -80,11 +78,6 @@ def _runtime(opset: int) -> str:
     """The onnxruntime that is needed: of newer opsets, the one that the graphs were checked with."""
     version = RUNTIME if opset <= RUNTIME_OPSET else importlib.metadata.version("onnxruntime")
     return f"onnxruntime>={version}"
-
-
-def _bound(dtype: str, stored: dict[str, str]) -> float:
-    """The gate's: of the coarser of the file's dtype and the checkpoint's, in which the live model computes."""
-    return max(TOLERANCES.get(name, 0.0) for name in (dtype, *stored.values()))
 
 
 def _needs(*modules: str) -> None:

@@ -1,9 +1,12 @@
 """Weights of four bits, with a scale for each group of inputs of an output."""
 
 import dataclasses
+from collections.abc import Iterator
+
+import numpy as np
 
 from assay.exported import Exported
-from assay_export.transforms.quantised import quantised
+from assay_export.transforms.quantised import bounds, quantised
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -27,3 +30,7 @@ class Int4:
     def apply(self, source: Exported) -> Exported:
         """The same programs of the quantised weights. Raises ExportError where no kernel can be quantised."""
         return quantised(source, bits=4, group=self.group, skip=self.skip)
+
+    def bounds(self, source: Exported) -> Iterator[tuple[str, np.ndarray]]:
+        """Half a step of each group."""
+        return bounds(source, bits=4, group=self.group, skip=self.skip)

@@ -1,9 +1,12 @@
 """Weights of eight bits, with a scale for each output."""
 
 import dataclasses
+from collections.abc import Iterator
+
+import numpy as np
 
 from assay.exported import Exported
-from assay_export.transforms.quantised import quantised
+from assay_export.transforms.quantised import bounds, quantised
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -18,3 +21,7 @@ class Int8:
     def apply(self, source: Exported) -> Exported:
         """The same programs of the quantised weights. Raises ExportError where there is no kernel."""
         return quantised(source, bits=8, group=None, skip=self.skip)
+
+    def bounds(self, source: Exported) -> Iterator[tuple[str, np.ndarray]]:
+        """Half a step of each output."""
+        return bounds(source, bits=8, group=None, skip=self.skip)

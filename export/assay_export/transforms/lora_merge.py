@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 
 from assay.errors import ExportError
-from assay.exported import Exported
+from assay.exported import Exported, as_stored
 from assay.kinds import Adapted
 from assay_export.programs import remade
 
@@ -23,5 +23,12 @@ class LoRAMerge:
             raise ExportError(
                 f"lora_merge: {type(source.model).__qualname__} has no adapters; it is for the run of a model.lora"
             )
+        if source.restore is not as_stored:
+            raise ExportError(
+                "lora_merge: the weights are stored in another form already; name lora_merge before what stores them so"
+            )
         merged = source.model.merged({path: np.asarray(weight) for path, weight in source.weights.items()})
         return remade(source, source.model.model, merged)
+
+    def bounds(self, source: Exported) -> None:
+        """It computes the same."""

@@ -7,11 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from assay.exported import Exported
+from assay.exported import FLOATS, Exported
 from assay.network import make_network
 
 Axes = tuple[str | None, ...]
-FLOATS = ("float32", "float16", "bfloat16")
 EXPERTS = ("gate", "up", "down")
 
 

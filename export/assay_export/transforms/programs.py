@@ -16,6 +16,7 @@ def restored_by(source: Exported, restore: Restore, weights: Mapping[str, Any], 
         programs=[_restoring(program, restore) for program in source.programs],
         weights=weights,
         notes=[*source.notes, *notes],
+        restore=lambda found: restore(dict(found)),
     )
 
 

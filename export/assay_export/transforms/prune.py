@@ -1,6 +1,7 @@
 """Weights set to zero: the smallest of each kernel, or two of every four."""
 
 import dataclasses
+from collections.abc import Iterator
 from typing import Literal
 
 import numpy as np
@@ -34,14 +35,31 @@ class Prune:
 
     def apply(self, source: Exported) -> Exported:
         """The same programs of the pruned weights. Raises ExportError where no kernel can be pruned."""
-        found = matrices(source, self.skip)
-        fitting = {path: m for path, m in found.items() if self.pattern == "magnitude" or m.rows % FOUR == 0}
+        found, fitting = matrices(source, self.skip), self._fitting(source)
         if not fitting:
             raise ExportError("no kernel can be pruned: there is none, or four divides none of their inputs")
         pruned = {path: self._pruned(np.asarray(source.weights[path]), m) for path, m in fitting.items()}
         left = sorted(found.keys() - fitting.keys())
         notes = [f"prune: {path} stays as it is, four does not divide its {found[path].rows} inputs" for path in left]
         return dataclasses.replace(source, weights=changed(source.weights, pruned), notes=[*source.notes, *notes])
+
+    def bounds(self, source: Exported) -> Iterator[tuple[str, np.ndarray]]:
+        """The largest of the share of a kernel that is set to zero, or the second smallest of each four."""
+        for path, matrix in self._fitting(source).items():
+            size = np.abs(matrix.flat(np.asarray(source.weights[path])).astype(np.float32))
+            if self.pattern == "2:4":
+                fours = np.sort(size.reshape(len(size), -1, FOUR, size.shape[-1]), axis=2)
+                most = np.repeat(fours[:, :, FOUR - KEPT - 1 : FOUR - KEPT], FOUR, axis=2)
+            else:
+                flat = np.sort(size.reshape(len(size), -1), axis=1)
+                count = int(self.sparsity * flat.shape[1])
+                most = np.broadcast_to((flat[:, count - 1] if count else 0 * flat[:, 0])[:, None, None], size.shape)
+            yield path, most.reshape(matrix.shape)
+
+    def _fitting(self, source: Exported) -> dict[str, Matrix]:
+        """The kernels that are pruned."""
+        found = matrices(source, self.skip)
+        return {path: m for path, m in found.items() if self.pattern == "magnitude" or m.rows % FOUR == 0}
 
     def _pruned(self, weight: np.ndarray, matrix: Matrix) -> np.ndarray:
         size = np.abs(matrix.flat(weight).astype(np.float32))

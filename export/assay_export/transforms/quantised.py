@@ -3,10 +3,12 @@
 The quantiser, and how values are stored, are those of assay_kernels.quant_matmul. A kernel at PATH becomes PATH/values and PATH/scales.
 """
 
+from collections.abc import Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
 
 from assay.errors import ExportError
@@ -23,8 +25,7 @@ def quantised(source: Exported, *, bits: int, group: int | None, skip: tuple[str
 
     Raises ExportError where that leaves none.
     """
-    found = matrices(source, skip)
-    fitting = {path: m for path, m in found.items() if group is None or m.rows % group == 0}
+    found, fitting = matrices(source, skip), _fitting(source, group, skip)
     if not fitting:
         sizes = sorted({m.rows for m in found.values()})
         raise ExportError(
@@ -47,6 +48,30 @@ def quantised(source: Exported, *, bits: int, group: int | None, skip: tuple[str
         for path in found.keys() - fitting.keys()
     ]
     return restored_by(source, restore, weights, sorted(notes))
+
+
+def bounds(
+    source: Exported, *, bits: int, group: int | None, skip: tuple[str, ...]
+) -> Iterator[tuple[str, np.ndarray]]:
+    """(path, half a step: the largest of a group by twice the largest integer) of every kernel that `quantised` changes.
+
+    Scales of groups are rounded to bfloat16 first, and the result to the kernel's dtype.
+    """
+    for path, matrix in _fitting(source, group, skip).items():
+        weight = np.asarray(source.weights[path])
+        flat = np.abs(matrix.flat(weight).astype(np.float32))
+        grouped = flat.reshape(len(flat), -1, group or matrix.rows, flat.shape[-1])
+        largest = np.broadcast_to(grouped.max(axis=2, keepdims=True), grouped.shape).reshape(weight.shape)
+        steps = 0.5 / (2 ** (bits - 1) - 1)
+        yield path, largest * ((1 + _roundoff(jnp.bfloat16)) * steps + 2 * _roundoff(weight.dtype))
+
+
+def _roundoff(dtype: Any) -> float:
+    return float(ml_dtypes.finfo(dtype).eps) / 2  # type: ignore[no-untyped-call]
+
+
+def _fitting(source: Exported, group: int | None, skip: tuple[str, ...]) -> dict[str, Matrix]:
+    return {path: m for path, m in matrices(source, skip).items() if group is None or m.rows % group == 0}
 
 
 def _stored(weight: np.ndarray, matrix: Matrix, bits: int, group: int | None) -> tuple[np.ndarray, np.ndarray, Format]:

@@ -1,22 +1,23 @@
-"""Transforms applied one after the other, and what each costs: bytes, outputs, and the task's own metrics."""
+"""Transforms applied one after the other, held to what each of them promises, and what each costs: bytes, outputs, the task's metrics."""
 
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
 
-from assay.exported import Exported
+from assay.errors import ExportError
+from assay.exported import OUTPUT, Exported, as_stored, bound_of
 from assay.kinds import Transform
-from assay_export.cases import Case
 from assay_export.compare import Difference, difference
-from assay_export.live import Call, Live
-from assay_export.programs import OUTPUT
+from assay_export.live import PRECISION, Call, Live
+from assay_export.stored import Kept
 
 BATCH = 32
-Kept = tuple[Case, np.ndarray]
 MEBIBYTE = 1 << 20
+SLACK = 1e-6  # of a bound: it is computed in floating point
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,12 +39,14 @@ class TransformedLive(Live):
 class Effect:
     """What transforms up to one did. transform: its name and settings. bytes: of all weights, (before any transform, now).
 
+    of_bound: how much of what it says that a weight may change by one does, at most; None for a transform that computes the same.
     outputs: of forward on real examples, against the live model. metrics: name -> (of the live model, now), over `examples` of the
     evaluation split; empty where the objective calls the network in another way.
     """
 
     transform: str
     bytes: tuple[int, int]
+    of_bound: float | None
     outputs: Difference
     metrics: Mapping[str, tuple[float, float]]
     examples: int
@@ -65,21 +68,26 @@ def transformed(
 ) -> tuple[Exported, Live, list[Effect]]:
     """(what is exported after all transforms, the live model to compare it with, the effect after each transform).
 
-    transforms: (the text that names it, the plugin), in order. examples: most for the task's metrics. Raises ExportError, as transforms do.
+    What computes the same is compared with the model as it was before; what does not, with the transformed network, once its weights have
+    been held to the transform's bounds and its programs to those weights. transforms: (the text that names it, the plugin), in order.
+    examples: most for the task's metrics. Raises ExportError where a transform does not do what it says, and as transforms do.
     """
     if not transforms:
         return source, live, []
-    size, plain = _bytes(source), live.metrics(live.forward, _rows(source), examples)
-    expected = np.asarray(live.forward(dict(source.examples)))
+    size, plain = _bytes(source), live.scores([live.forward], _rows(source), examples)
+    rows = dict(source.examples)
+    expected = np.asarray(live.forward(rows))
     effects: list[Effect] = []
     changed = live
     for name, transform in transforms:
-        source = transform.apply(source)
-        changed = TransformedLive(live.plan, live.variables, source=source)
-        found = changed.metrics(changed.forward, _rows(source), examples) if plain else None
-        metrics = {k: (value, found[0][k]) for k, value in plain[0].items()} if plain and found else {}
-        outputs = difference(changed.forward(dict(source.examples)), expected)
-        effects.append(Effect(name, (size, _bytes(source)), outputs, metrics, plain[1] if plain else 0))
+        source, of_bound = _applied(name, transform, source, rows, np.asarray(changed.forward(rows)))
+        now = TransformedLive(live.plan, live.variables, source=source)
+        if of_bound is not None:
+            changed = now
+        found = now.scores([now.forward], _rows(source), examples) if plain else None
+        metrics = {k: (v, found.values[0][k]) for k, v in plain.values[0].items()} if plain and found else {}
+        outputs = difference(now.forward(rows), expected)
+        effects.append(Effect(name, (size, _bytes(source)), of_bound, outputs, metrics, plain.examples if plain else 0))
     return source, changed, effects
 
 
@@ -91,20 +99,88 @@ def of_artifact(
     kept: the artifact's examples, real ones first. There are no metrics: they need the run's data.
     """
     size, found, effects = _bytes(source), kept, list[Effect]()
+    place, (real, live) = next((i, pair) for i, pair in enumerate(kept) if pair[0].kind == "forward")
     for name, transform in transforms:
-        source = transform.apply(source)
+        source, of_bound = _applied(name, transform, source, real.inputs, found[place][1])
         forward = _forward(source)
-        found = [(case, case.of_live(forward(case.inputs))) for case, _ in kept]
-        off = difference(found[0][1], kept[0][1])
-        effects.append(Effect(name, (size, _bytes(source)), off, {}, 0))
+        if of_bound is not None:
+            found = [(case, case.of_live(forward(case.inputs))) for case, _ in kept]
+        off = difference(forward(real.inputs), live)
+        effects.append(Effect(name, (size, _bytes(source)), of_bound, off, {}, 0))
     return source, found, effects
+
+
+def _applied(
+    name: str, transform: Transform, source: Exported, rows: Mapping[str, np.ndarray], expected: np.ndarray
+) -> tuple[Exported, float | None]:
+    """(the transformed, how much of its bounds it uses). rows, expected: inputs and outputs of what it is applied to.
+
+    Raises ExportError where it does not do what it says.
+    """
+    _same(f"what {name} is applied to computes something else than its model", source, source.weights, rows, expected)
+    found, bounds = transform.apply(source), transform.bounds(source)
+    if bounds is None:
+        _same(f"{name} changes what the model computes", found, found.weights, rows, expected)
+        return found, None
+    restore = as_stored if found.restore is source.restore else found.restore
+    weights = {path: np.asarray(weight) for path, weight in restore(found.weights).items()}
+    most = _most(name, source.weights, weights, bounds)
+    taken = {path: weights[path].astype(weight.dtype) for path, weight in source.weights.items()}
+    computed = _forward(dataclasses.replace(source, weights=taken))(rows)
+    _same(f"{name}'s programs compute something else than its weights say", found, found.weights, rows, computed)
+    return found, most
+
+
+def _same(problem: str, source: Exported, weights: Any, rows: Mapping[str, np.ndarray], expected: Any) -> None:
+    """Raise ExportError where forward's output is not the expected one, within the bound of the dtype."""
+    bound = bound_of(source.dtype)
+    off = difference(_forward(dataclasses.replace(source, weights=weights))(rows), expected)
+    if not off.within(bound):
+        raise ExportError(
+            f"{problem}: outputs are off by {off.max_abs:.1e} of the largest on real examples, and the bound is {bound:.0e}"
+        )
+
+
+def _most(
+    name: str,
+    before: Mapping[str, np.ndarray],
+    now: Mapping[str, np.ndarray],
+    bounds: Iterable[tuple[str, np.ndarray]],
+) -> float:
+    """The largest part of its bound that a weight is off by. Raises ExportError where it is more than all of it."""
+    found = 0.0
+    unchanged = set(before)
+    for path, bound in bounds:
+        unchanged.remove(path)
+        found = max(found, _part(before[path], now.get(path), bound))
+        if found > 1 + SLACK:
+            raise ExportError(f"{name}: {path} is off by {found:.3g} times what it may be off by; nothing is written")
+    changed = [path for path in sorted(unchanged) if _part(before[path], now.get(path), np.zeros(1)) > 0]
+    if changed:
+        raise ExportError(f"{name}: {changed[0]} is another one, and was to stay as it is; nothing is written")
+    return found
+
+
+def _part(before: np.ndarray, now: np.ndarray | None, bound: np.ndarray) -> float:
+    if now is None or now.shape != before.shape:
+        return float("inf")
+    off = np.abs(now.astype(np.float64) - np.asarray(before).astype(np.float64))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        part = np.where(off == 0, 0.0, off / bound)
+    return float(np.max(part, initial=0.0)) if not np.isnan(part).any() else float("inf")
 
 
 def _forward(source: Exported) -> Call:
     """forward of numpy's arrays, compiled."""
     program = source.program("forward")
-    weights, call = jax.device_put(dict(source.weights)), jax.jit(program.function)
-    return lambda inputs: call(weights, {name: inputs[name] for name in program.signature.inputs})[OUTPUT]
+    weights = jax.device_put(dict(source.weights))
+
+    @jax.jit
+    def call(weights: Any, inputs: Any) -> Any:
+        with jax.default_matmul_precision(PRECISION):
+            return program.function(weights, inputs)[OUTPUT]
+
+    return lambda inputs: call(weights, {name: inputs[name] for name in program.signature.inputs})
 
 
 def _rows(source: Exported) -> int:

@@ -10,7 +10,7 @@ import numpy as np
 
 from assay.data.spec import DataSpec
 from assay.errors import ExportError
-from assay.exported import Exported, Written
+from assay.exported import FLOATS, Exported, Written, bound_of
 from assay.kinds import Model
 from assay_plugins.exporters import tensors
 from assay_plugins.exporters.layouts import Layout, layout_of
@@ -51,7 +51,9 @@ class HF:
         (output, tensor), *_ = source.program("forward").signature.outputs.items()
         facts = {"architecture": layout.config["architectures"][0], "output": output, "columns": tensor.shape[-1]}
         facts |= {"files": files, "directory": directory.name}
-        return Written(("forward",), facts, REQUIREMENTS, notes=_notes(layout))
+        stored = {str(weight.dtype) for weight in source.weights.values()} & set(FLOATS)  # transformers computes in it
+        bound = bound_of(source.dtype, *stored)
+        return Written(("forward",), facts, REQUIREMENTS, bound, _notes(layout))
 
     def loader(self) -> Path:
         """The file that calls it through transformers."""
