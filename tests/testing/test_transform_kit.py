@@ -58,7 +58,20 @@ class Scaled:
             program = dataclasses.replace(program, function=look)
         if self.flaw == "random":
             weights["up/bias"] = weights["up/bias"] + np.float32(np.random.default_rng().normal())
+        if self.flaw == "further":
+            weights["up/kernel"] = 1.01 * weights["up/kernel"]
+        if self.flaw == "others":
+            weights["up/bias"] = weights["up/bias"] / 4
+            more = lambda w, x: function({**w, "up/bias": 4 * w["up/bias"]}, x)
+            program = dataclasses.replace(program, function=more)
         return dataclasses.replace(source, weights=weights, programs=[program])
+
+    def bounds(self, source: Exported) -> list[tuple[str, np.ndarray]] | None:
+        """Each weight is off by itself."""
+        if self.flaw == "says nothing":
+            return None
+        paths = [path for path in source.weights if self.flaw != "leaves one out" or path != "head/kernel"]
+        return [(path, np.abs(source.weights[path])) for path in paths]
 
 
 def test_one_without_a_mistake_passes(kit_around, failures) -> None:
@@ -76,6 +89,10 @@ def test_one_without_a_mistake_passes(kit_around, failures) -> None:
         ("baked in", "test_programs_compute_with_the_weights_that_they_are_given", "the same whatever its weights"),
         ("looks at values", "test_programs_can_be_traced_without_values_for_any_batch", "ConcretizationTypeError"),
         ("random", "test_it_is_repeatable", "two applications differ in up/bias"),
+        ("further", "test_it_changes_no_more_than_it_says", "up/kernel is off by"),
+        ("leaves one out", "test_it_changes_no_more_than_it_says", "head/kernel is off by"),
+        ("says nothing", "test_it_changes_no_more_than_it_says", "and so computes the same, but output is off by"),
+        ("others", "test_it_changes_no_more_than_it_says", "programs compute with what restore gives, but output"),
         ("in place", "test_the_source_stays_as_it_was", "the source's own up/kernel, up/bias, head/kernel changed"),
     ],
 )
@@ -89,5 +106,8 @@ def test_a_refusal_is_no_failure(kit_around, failures) -> None:
     class Refuses:
         def apply(self, source: Exported) -> Exported:
             raise ExportError("not for this")
+
+        def bounds(self, source: Exported) -> None:
+            """It is for nothing."""
 
     assert failures(kit_around(TransformKit, Refuses())) == {}

@@ -1,6 +1,7 @@
 """Rounds weights to few significant bits, so that they compress well."""
 
 import dataclasses
+from collections.abc import Iterator
 
 import numpy as np
 from assay.exported import Exported
@@ -30,3 +31,9 @@ class MyPlugin:
             if weight.dtype == np.float32
         }
         return dataclasses.replace(source, weights={**weights, **rounded})
+
+    def bounds(self, source: Exported) -> Iterator[tuple[str, np.ndarray]]:
+        """A unit of the last bit that stays; of the smallest normal number, at least."""
+        for path, weight in source.weights.items():
+            if weight.dtype == np.float32:
+                yield path, np.maximum(np.abs(weight), np.finfo(np.float32).tiny) * np.float32(2.0**-self.bits)

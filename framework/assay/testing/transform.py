@@ -10,7 +10,7 @@ from jax import export
 
 from assay.data.spec import ArraySpec, DataSpec
 from assay.errors import ExportError
-from assay.exported import Dim, Exported, Program, Signature, Tensor
+from assay.exported import Dim, Exported, Program, Signature, Tensor, as_stored, bound_of
 from assay.kinds import Transform
 from assay.testing.kit import Kit, check, skip
 
@@ -91,6 +91,31 @@ class TransformKit(Kit):
         differ = [path for path, w in one.items() if not np.array_equal(w, two[path])]
         assert not differ, f"two applications differ in {', '.join(differ)}"
 
+    @check
+    def test_it_changes_no_more_than_it_says(self) -> None:
+        """The weights that programs compute with are within `bounds`; without bounds, outputs are those of the source."""
+        source, found = self.source(), self._applied()
+        bounds = self.plugin().bounds(source)
+        if bounds is None:
+            _close(
+                _called(found), _called(source), bound_of(source.dtype), "it has no bounds, and so computes the same"
+            )
+            return
+        restore = as_stored if found.restore is source.restore else found.restore
+        now, most = {path: np.asarray(w) for path, w in restore(found.weights).items()}, dict(bounds)
+        for path, weight in source.weights.items():
+            assert path in now, f"restore gives no {path}"
+            assert now[path].shape == weight.shape, f"restore gives {path} the shape {now[path].shape}"
+            off = np.abs(now[path].astype(np.float64) - weight.astype(np.float64))
+            wide = np.argwhere(~(off <= most.get(path, np.zeros(1)) * (1 + 1e-6)))
+            assert not len(wide), (
+                f"{path} is off by {off[tuple(wide[0])]:.3g} at {wide[0].tolist()}, more than bounds says"
+            )
+        same = dataclasses.replace(
+            source, weights={path: now[path].astype(w.dtype) for path, w in source.weights.items()}
+        )
+        _close(_called(found), _called(same), bound_of(source.dtype), "programs compute with what restore gives")
+
     def _applied(self, source: Exported | None = None) -> Exported:
         try:
             return self.plugin().apply(self.source() if source is None else source)
@@ -123,6 +148,12 @@ def _called(found: Exported) -> dict[str, np.ndarray]:
     """forward of the source's examples."""
     output = jax.jit(found.program("forward").function)(dict(found.weights), dict(found.examples))
     return {name: np.asarray(array) for name, array in output.items()}
+
+
+def _close(one: Mapping[str, np.ndarray], two: Mapping[str, np.ndarray], bound: float, said: str) -> None:
+    for name, array in two.items():
+        off = np.max(np.abs(one[name] - array), initial=0.0)
+        assert off <= bound * np.max(np.abs(array), initial=0.0), f"{said}, but {name} is off by {off:.3g}"
 
 
 def _same(one: Mapping[str, np.ndarray], two: Mapping[str, np.ndarray]) -> bool:
