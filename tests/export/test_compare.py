@@ -1,5 +1,7 @@
 """How far apart two outputs are: of their magnitude, masks left out, and infinitely where they are not alike."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -37,3 +39,26 @@ def test_what_is_not_finite_or_of_another_shape_is_infinitely_far() -> None:
     live = logits()
     assert not difference(np.where(live > 1, np.nan, live), live).finite
     assert not difference(live[:1], live).finite
+
+
+def test_the_whole_counts_beside_the_largest() -> None:
+    live = np.full((2, 3, 8), 0.1, np.float32)
+    live[0, 0, 0] = 100.0
+    found = difference(1.5 * live - 50 * (live > 1), live)  # all but the largest are half as large again
+    assert found.max_abs < 1e-3
+    assert found.norm < 1e-2
+    assert not found.within(1e-3)
+
+
+def test_another_argmax_must_be_a_near_tie() -> None:
+    live = np.zeros((4, 3), np.float32)
+    live[:, 0], live[:, 1] = 1.0, [0.0, 0.0, 0.0, 0.999]
+    near, far = live.copy(), live.copy()
+    near[3, :2] = [0.999, 1.0]
+    far[0, :2] = [0.0, 1.0]
+    assert (difference(near, live).argmax, difference(live, live).margin) == (0.75, 0.0)
+    assert difference(near, live).margin == pytest.approx(1e-3, rel=1e-3)
+    assert difference(near, live).within(2e-3)
+    assert difference(far, live).margin == 1.0
+    slight = dataclasses.replace(difference(near, live), max_abs=0.0, norm=0.0)
+    assert not slight.within(5e-4)

@@ -97,3 +97,22 @@ def test_decoding_that_differs_is_not_laid_to_a_layer_of_forward(decoder, tmp_pa
     place = decoder.artifact(tmp_path / "artifact", stale_cache(decoder.source))
     found = first_difference(place, "stablehlo", StableHLO(), decoder.source, decoder.live)
     assert "no layer of forward differs" in found
+
+
+def test_a_library_with_layers_of_its_own_is_not_bisected(decoder, tmp_path) -> None:
+    class Whole(StableHLO):
+        """Gives the output alone, whatever programs there are."""
+
+        def write(self, source: Exported, directory: Any) -> Any:
+            forward = source.program("forward")
+            name, tensor = next(iter(forward.signature.outputs.items()))
+            function = lambda weights, inputs: {name: forward.function(weights, inputs)[name]}
+            signature = dataclasses.replace(forward.signature, outputs={name: tensor})
+            alone = dataclasses.replace(forward, function=function, signature=signature)
+            return super().write(dataclasses.replace(source, programs=[alone]), directory)
+
+    place = decoder.artifact(tmp_path / "artifact", swapped(decoder.source))
+    found = first_difference(place, "stablehlo", Whole(), decoder.source, decoder.live)
+    assert found == (
+        "stablehlo: its layers cannot be exported one by one: it is run by a library's own layers, and gives the output alone"
+    )
