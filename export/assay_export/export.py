@@ -77,31 +77,31 @@ def export(
         content = artifact.fill(directory, source, exporters, further, progress=writing)
         for note in manifest.notes(content):
             report(f"note: {note}")
-        found, kept = dict[str, Checked](), dict[str, stored.Kept]()
+        found, kept = dict[str, Checked](), list[stored.Kept]()
         for name, exporter in exporters.items():
             written = content["formats"][name]
             bound, held = written["tolerance"] or bound_of(source.dtype), _held(source, written["programs"])
             keep = _keeping(kept, name, held, status)
             absent = parity.unchecked(written["requirements"], bound)
             if absent:  # what it would be compared with stays, for `assay artifact verify` where its requirements are
-                kept.update({case.label: (case, case.of_live(live.forward(case.inputs))) for case in cases(held)})
+                for case in cases(held):
+                    if case.real:
+                        keep(case, case.of_live(live.forward(case.inputs)))
             found[name] = absent or parity.gate(
                 directory, name, exporter, held, live, bound=bound, examples=examples, seen=keep
             )
             if found[name].problems and bisect:
                 report(first_difference(directory, name, exporter, source, live))
-        finish(directory, content, found, kept.values())
+        finish(directory, content, found, kept)
     return out, found
 
 
-def _keeping(
-    kept: dict[str, tuple[Case, np.ndarray]], name: str, held: Exported, status: Status
-) -> Callable[[Case, np.ndarray], None]:
-    """What the gate of format `name` gives each case to: it goes into `kept`, and `status` shows which it is."""
+def _keeping(kept: list[stored.Kept], name: str, held: Exported, status: Status) -> Callable[[Case, np.ndarray], None]:
+    """What the gate of format `name` gives each case to: what will be stored goes into `kept`, and `status` shows which it is."""
     total, numbers = sum(1 for _ in cases(held)) + can_decode(held), itertools.count(1)
 
     def keep(case: Case, output: np.ndarray) -> None:
-        kept[case.label] = (case, output)
+        kept[:] = stored.chosen([*(k for k in kept if k[0].label != case.label), (case, output)])
         number = next(numbers)
         text = f"comparing {name}: case {number} of {total}, {case.label}" + ", then any metrics" * (number == total)
         status.show(text, force=number == 1)

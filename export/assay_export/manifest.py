@@ -45,7 +45,8 @@ def described(source: Exported, formats: Mapping[str, Written], further: Mapping
 
 def status_of(statuses: Iterable[str]) -> str:
     """Of the artifact: the worst of its formats', "failed", "unverified" or "verified"."""
-    return next((status for status in (FAILED, UNVERIFIED) if status in set(statuses)), VERIFIED)
+    found = set(statuses)
+    return next((status for status in (FAILED, UNVERIFIED) if status in found), VERIFIED)
 
 
 def seal(directory: Path, content: Mapping[str, Any], statuses: Mapping[str, str]) -> None:

@@ -21,24 +21,24 @@ def store(found: Sequence[Kept], path: Path) -> None:
     """Write cases with their live outputs: of each kind a real one, and more up to OF_EACH_KIND and STORED_BYTES, smaller ones first."""
     arrays: dict[str, np.ndarray] = {}
     about: dict[str, str] = {}
-    for index, (case, live) in enumerate(_chosen(found)):
+    for index, (case, live) in enumerate(chosen(found)):
         arrays[f"{index}/live"] = np.ascontiguousarray(live.astype(np.float32))
         arrays |= {f"{index}/inputs/{name}": np.ascontiguousarray(x) for name, x in case.inputs.items()}
         about[str(index)] = json.dumps([case.label, case.kind, dict(case.sizes), case.prompt, case.real])
     save_file(arrays, path, metadata=about)
 
 
-def _chosen(found: Sequence[Kept]) -> list[Kept]:
+def chosen(found: Sequence[Kept]) -> list[Kept]:
     """Those to write: real ones first, in each kind from the smallest on; the first of a kind however large it is."""
-    room, kinds, chosen = STORED_BYTES, collections.Counter[str](), list[Kept]()
+    room, kinds, kept = STORED_BYTES, collections.Counter[str](), list[Kept]()
     for case, live in sorted(found, key=lambda kept: (not kept[0].real, kept[1].nbytes)):
         size = live.nbytes + sum(x.nbytes for x in case.inputs.values())
         if kinds[case.kind] and (size > room or kinds[case.kind] == OF_EACH_KIND):
             continue
         room -= size
         kinds[case.kind] += 1
-        chosen.append((case, live))
-    return chosen
+        kept.append((case, live))
+    return kept
 
 
 def stored(path: Path) -> list[Kept]:

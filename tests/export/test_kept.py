@@ -97,21 +97,30 @@ def test_cases_come_back_in_their_order_real_ones_first(tmp_path: Path) -> None:
         return Case(f"{kind} {number}", kind, inputs, {"batch": 1}, number, real), np.full((1, size), number, "f4")  # type: ignore[arg-type]
 
     given = [case(n, "forward", 3) for n in range(12)]
-    given += [case(12, "forward", 50, real=True), case(13, "decode", 4), case(14, "decode", 2 << 20, real=True)]
+    given += [case(12, "forward", 50, real=True), case(13, "decode", 4), case(14, "decode", 900_000, real=True)]
     given += [case(15, "steps", 1)]
     stored.store(given, tmp_path / "cases.safetensors")
     found = stored.stored(tmp_path / "cases.safetensors")
     assert [(c.label, c.real) for c, _ in found] == [
         ("forward 12", True),
-        ("decode 14", True),  # the only real one of its kind, however large
+        ("decode 14", True),
         ("steps 15", False),
         ("forward 0", False),
         ("forward 1", False),
+        ("decode 13", False),
     ]
-    for (c, live), want in zip(found, [12, 14, 15, 0, 1], strict=True):
+    for (c, live), want in zip(found, [12, 14, 15, 0, 1, 13], strict=True):
         assert (live == want).all()
         assert (c.inputs["x"] == want).all()
         assert c.prompt == want
+
+
+def test_a_kind_has_one_case_however_large_and_others_as_far_as_there_is_room(tmp_path: Path) -> None:
+    one = np.ones((1, 1), np.float32)
+    sizes = {"large": stored.STORED_BYTES, "small": 1}
+    given = [(Case(n, "forward", {"x": one}, {}, real=n == "large"), np.ones((1, k), "f4")) for n, k in sizes.items()]
+    stored.store(given, tmp_path / "cases.safetensors")
+    assert [c.label for c, _ in stored.stored(tmp_path / "cases.safetensors")] == ["large"]
 
 
 def test_many_cases_keep_their_order(tmp_path: Path) -> None:

@@ -7,9 +7,8 @@ it back.
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from assay_plugins.exporters.encoders import GELU
 from assay_plugins.models.transformer import Transformer
-
-GELU = {"gelu": "gelu", "gelu_tanh": "gelu_new"}
 
 
 def llama(model: Transformer, vocab: int, context: int) -> dict[str, Any]:

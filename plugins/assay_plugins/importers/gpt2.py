@@ -6,8 +6,8 @@ from typing import Any
 from assay_plugins.importers.rules import Plan, Rule, linear, norm, same
 from assay_plugins.importers.settings import Settings
 from assay_plugins.importers.tensors import Tensors
+from assay_plugins.importers.vit import GELU
 
-GELU = {"gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "gelu": "gelu"}
 QKV = ("query", "key", "value")
 
 
