@@ -10,6 +10,7 @@ import pytest
 
 from assay.exported import BOUNDS, bound_of
 from assay_export import artifact
+from assay_export.live import Live
 from assay_export.parity import gate, metric_problems
 from assay_export.runners import _environment
 from assay_export.stablehlo.exporter import StableHLO
@@ -111,3 +112,16 @@ def test_a_fresh_process_leaves_room_on_a_gpu_and_multiplies_in_float32(monkeypa
     found = _environment()
     assert found["NVIDIA_TF32_OVERRIDE"] == "0"
     assert found["XLA_FLAGS"] == "--xla_force_host_platform_device_count=1 --xla_gpu_enable_triton_gemm=false"
+
+
+def test_the_live_model_multiplies_in_float32(digits: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen, network = [], type(digits.live.plan.network)
+    right = network.merge
+
+    def merge(*arguments: Any) -> Any:
+        seen.append(jax.config.jax_default_matmul_precision)
+        return right(*arguments)
+
+    monkeypatch.setattr(network, "merge", merge)
+    Live(digits.live.plan, digits.live.variables).forward(digits.source.examples)
+    assert seen[-1] == "highest"

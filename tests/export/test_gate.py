@@ -50,7 +50,10 @@ def rope_off_by_one(source: Exported) -> Exported:
 
 def stale_cache(source: Exported) -> Exported:
     def function(program: Program) -> Any:
-        return lambda w, inputs: {**program.function(w, inputs), **{n: 1.0 * inputs[n] for n in program.signature.donated}}
+        return lambda w, inputs: {
+            **program.function(w, inputs),
+            **{n: 1.0 * inputs[n] for n in program.signature.donated},
+        }
 
     return with_decode(source, function)
 

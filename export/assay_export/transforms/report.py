@@ -59,6 +59,8 @@ class Effect:
             f"{self.transform}: {before:.2f} MiB -> {after:.2f} MiB ({after / before:.2f} of it)  "
             f"outputs off by {self.outputs.norm:.1e} (norm), {self.outputs.max_abs:.1e} (largest){agree}"
         )
+        if self.of_bound is not None:
+            first += f"  weights by {self.of_bound:.2f} of what they may be"
         metrics = [f"{name} {live:.6f} -> {now:.6f}" for name, (live, now) in self.metrics.items()]
         return [first, *(f"{self.transform}: {line} over {self.examples} examples" for line in metrics)]
 
