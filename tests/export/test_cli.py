@@ -370,12 +370,12 @@ def test_a_format_without_the_program_is_not_used(copy, rows, capsys) -> None:
     content = manifest.read(copy)
     whole = content["formats"]["stablehlo"]
     content["formats"] = {"half": {**whole, "programs": []}, "stablehlo": whole}
-    manifest.seal(copy, content, "verified")
+    manifest.seal(copy, content, {"half": "verified", "stablehlo": "verified"})
     message = "format half does not hold forward; use --format stablehlo"
     assert message in said(capsys, "predict", copy, "--input", rows, "--format", "half")
     assert main(["predict", str(copy), "--input", str(rows)]) == 0
     content["formats"] = {"half": {**whole, "programs": []}}
-    manifest.seal(copy, content, "verified")
+    manifest.seal(copy, content, {"half": "verified", "stablehlo": "verified"})
     assert "holds forward; export the run again" in said(capsys, "predict", copy, "--input", rows)
 
 
