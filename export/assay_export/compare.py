@@ -32,7 +32,7 @@ class Difference:
 INFINITE = Difference(float("inf"), float("inf"), None, float("inf"))
 
 
-def without_masked(found: np.ndarray, live: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _without_masked(found: np.ndarray, live: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Both with 0 where both are masked: where the live number is below -1e20, and the other below -1e4 (fp16 has no -1e30).
 
     A logit that says "never" is no magnitude that others are measured by.
@@ -49,7 +49,7 @@ def difference(found: Any, live: Any) -> Difference:
     if found.shape != live.shape or not (np.isfinite(found).all() and np.isfinite(live).all()):
         return INFINITE
     argmax, margin = _ranks(found, live)
-    found, live = without_masked(found, live)
+    found, live = _without_masked(found, live)
     off = np.abs(found - live)
     scale, norm = float(np.max(np.abs(live), initial=0.0)) or 1.0, float(np.linalg.norm(live)) or 1.0
     return Difference(
