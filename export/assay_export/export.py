@@ -14,7 +14,7 @@ from assay.errors import ExportError
 from assay.exported import Exported, bound_of
 from assay.kinds import Exporter, Transform
 from assay.runs import RunDirectory
-from assay.train.launch import restored
+from assay.train.launch import evaluated
 from assay.train.progress import Status
 from assay_export import artifact, manifest, parity, stored
 from assay_export.bisect import first_difference
@@ -57,7 +57,7 @@ def export(
         artifact.check_free(out)
     status = status or Status(quiet=True)
     status.show("restoring the checkpoint", force=True)
-    plan, state, step = restored(run, step)
+    plan, state, step = evaluated(run, step)
     out = out or run.path / "exports" / f"step-{step}"
     artifact.check_free(out)
     live = Live(plan, state.variables)

@@ -23,9 +23,9 @@ def run(args: argparse.Namespace) -> int:
     found = open_run(args.run, args.root)
     devices.configure()
     from assay.evaluate.evaluator import Evaluator
-    from assay.train.launch import restored
+    from assay.train.launch import evaluated
 
-    plan, state, step = restored(found, args.step)
+    plan, state, step = evaluated(found, args.step)
     evaluator = Evaluator(plan)
     values = {k: v for split in plan.experiment.evaluate_splits for k, v in evaluator(split, state).items()}
     if args.json:

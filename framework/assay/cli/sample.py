@@ -31,10 +31,10 @@ def run(args: argparse.Namespace) -> int:
     from assay.evaluate.sample import ImageSampler, Sampler
     from assay.track.entries import Image
     from assay.track.media import write_media
-    from assay.train.launch import restored
+    from assay.train.launch import evaluated
     from assay_kernels import using
 
-    plan, state, step = restored(found, args.step)
+    plan, state, step = evaluated(found, args.step)
     sampler = plan.experiment.objective
     module = plan.module(state)
     if isinstance(sampler, ImageSampler):

@@ -33,8 +33,16 @@ def restored(plan: Plan, checkpoints: Checkpoints, step: int) -> TrainState:
 
     Raises CheckpointError when those are no longer what they were.
     """
-    wanted = dataclasses.replace(with_shardings(plan.abstract, plan.shardings), frozen={})
-    state = checkpoints.restore(step, wanted)
+    return _restored(plan, checkpoints, step, with_shardings(plan.abstract, plan.shardings))
+
+
+def evaluated(plan: Plan, checkpoints: Checkpoints, step: int) -> TrainState:
+    """The part of it that evaluation uses; the rest is not read."""
+    return _restored(plan, checkpoints, step, with_shardings(plan.abstract, plan.shardings).part_evaluated)
+
+
+def _restored(plan: Plan, checkpoints: Checkpoints, step: int, wanted: TrainState) -> TrainState:
+    state = checkpoints.restore(step, dataclasses.replace(wanted, frozen={}))
     if not plan.network.frozen:
         return state
     frozen = _variables(plan, _initial_values(plan), ({}, plan.abstract.frozen, {}))[1]

@@ -85,13 +85,24 @@ def check_data(run: RunDirectory, loaded: Loaded) -> None:
 
 def restored(run: RunDirectory, step: int | None = None) -> tuple[Plan, TrainState, int]:
     """(plan, state, step) of a checkpoint (the newest without `step`), placed on the devices that there are now."""
+    return _read(run, step, begin.restored)
+
+
+def evaluated(run: RunDirectory, step: int | None = None) -> tuple[Plan, TrainState, int]:
+    """The same with what evaluation uses alone, which is a third of it with Adam: see `TrainState.part_evaluated`."""
+    return _read(run, step, begin.evaluated)
+
+
+def _read(
+    run: RunDirectory, step: int | None, read: Callable[[Plan, Checkpoints, int], TrainState]
+) -> tuple[Plan, TrainState, int]:
     loaded = recorded(run)
     plan = make_plan(loaded.experiment, loaded.where)
     if not run.checkpoints.is_dir():
         raise RunError(f"run {run.id} has no checkpoint yet")
     checkpoints = Checkpoints(run.checkpoints, read_only=True)
     step = checkpoints.step(step)
-    state = begin.restored(plan, checkpoints, step)
+    state = read(plan, checkpoints, step)
     checkpoints.close()
     return plan, state, step
 

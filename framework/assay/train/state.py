@@ -49,6 +49,12 @@ class TrainState:
         return self.params if self.ema is None else self.ema
 
     @property
+    def part_evaluated(self) -> "TrainState":
+        """It without what evaluation does not use: the optimizer's state, the guard, and parameters that have a moving average."""
+        params = self.params if self.ema is None else {}
+        return dataclasses.replace(self, params=params, optimizer=None, guard=None)
+
+    @property
     def variables(self) -> tuple[Tree, Tree, Tree]:
         """(params, frozen, stats) that evaluation uses."""
         return self.evaluated, self.frozen, self.stats
