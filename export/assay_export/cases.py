@@ -90,8 +90,6 @@ def cases(source: Exported, seed: int = 0) -> Iterator[Case]:
     if not can_decode(source):
         return
     for sizes in _corners(source.program("prefill").signature, source):
-        if "cache" in sizes and sizes["cache"] not in (sizes["seq"], source.dims["cache"].high):
-            continue  # the largest cache, and one that is filled exactly; those between differ in nothing but a mask
         yield Case(_label("prefill", sizes), "prefill", _tokens(forward, sizes, rng), sizes)
     for sizes in _corners(source.program("decode").signature, source):
         length = min(sizes.get("cache", 5), source.dims["seq"].high)

@@ -96,7 +96,9 @@ def weights_of(plan: Plan, variables: tuple[Any, Any, Any]) -> dict[str, np.ndar
     for tree, cast in ((params, True), (frozen, True), (stats, False)):
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
             array = np.asarray(jax.device_get(leaf))
-            found[_name(path)] = array.astype(dtype, copy=False) if cast and jnp.issubdtype(array.dtype, jnp.floating) else array
+            found[_name(path)] = (
+                array.astype(dtype, copy=False) if cast and jnp.issubdtype(array.dtype, jnp.floating) else array
+            )
     return found
 
 

@@ -82,11 +82,30 @@ class Signature:
         return tuple(dict.fromkeys(n for t in self.inputs.values() for n in t.shape if isinstance(n, str)))
 
     def sizes(self, dims: Mapping[str, Dim]) -> Iterator[dict[str, int]]:
-        """Every combination of the corners of its dims that `at_most` allows."""
-        for chosen in itertools.product(*(dims[name].corners for name in self.dims)):
-            sizes = dict(zip(self.dims, chosen, strict=True))
-            if all(sizes[small] <= sizes[large] for small, large in self.at_most):
-                yield sizes
+        """A few combinations of corners, those that `at_most` allows.
+
+        All least, all odd, all largest; then what it takes for every corner of every dim, and every pair of two dims' extremes.
+        """
+        corners = {name: dims[name].corners for name in self.dims}
+        possible = [
+            sizes
+            for sizes in (dict(zip(corners, chosen, strict=True)) for chosen in itertools.product(*corners.values()))
+            if all(sizes[small] <= sizes[large] for small, large in self.at_most)
+        ]
+
+        def tried(sizes: Mapping[str, int]) -> set[Any]:
+            extremes = [(name, n) for name, n in sizes.items() if n in (dims[name].low, dims[name].high)]
+            return {*sizes.items(), *itertools.combinations(extremes, 2)}
+
+        missing = set[Any]().union(*map(tried, possible))
+        together = [{name: of[min(i, len(of) - 1)] for name, of in corners.items()} for i in range(3)]
+        for sizes in (s for i, s in enumerate(together) if s in possible and s not in together[:i]):
+            missing -= tried(sizes)
+            yield sizes
+        while missing:
+            sizes = max(possible, key=lambda sizes: len(missing & tried(sizes)))
+            missing -= tried(sizes)
+            yield sizes
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,13 +7,14 @@ from typing import Any
 
 from assay.errors import ExportError
 from assay.table import table
+from assay_export.cli.which import add_artifact, artifact_of
 
 ABOUT = "show, verify or refresh an exported artifact"
 HELP = (
     "Show an artifact; verify its files, and that it still computes what it did; refresh one whose programs will expire. "
     "Showing one executes nothing of it."
 )
-EXAMPLE = "assay artifact show model\n  assay artifact verify model\n  assay artifact refresh model --out model-2"
+EXAMPLE = "assay artifact show model\n  assay artifact verify latest\n  assay artifact refresh model --out model-2"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -34,14 +35,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     refresh.add_argument("--out", type=Path, required=True, metavar="DIR", help="the directory to make")
     for action in (show, verify, refresh):
-        action.add_argument("artifact", type=Path, metavar="DIR", help="an artifact")
+        add_artifact(action)
 
 
 def run(args: argparse.Namespace) -> int:
     """Do it."""
+    directory = artifact_of(args)
     if args.action == "show":
-        return _show(args.artifact, as_json=args.json)
-    return _verify(args.artifact) if args.action == "verify" else _refresh(args.artifact, args.out, args.transform)
+        return _show(directory, as_json=args.json)
+    return _verify(directory) if args.action == "verify" else _refresh(directory, args.out, args.transform)
 
 
 def _show(directory: Path, *, as_json: bool) -> int:

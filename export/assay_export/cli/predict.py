@@ -13,6 +13,7 @@ import numpy as np
 
 from assay.errors import ExportError
 from assay.runs.files import replacing
+from assay_export.cli.which import add_artifact, artifact_of
 
 ABOUT = "run an exported artifact on inputs from a file"
 HELP = (
@@ -27,7 +28,7 @@ EXAMPLE = (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The artifact, what to run, and the inputs."""
-    parser.add_argument("artifact", type=Path, metavar="ARTIFACT", help="a directory that `assay export` made")
+    add_artifact(parser)
     given = parser.add_mutually_exclusive_group(required=True)
     given.add_argument("--input", type=Path, metavar="F", help="named arrays: .npz, .npy or .json")
     given.add_argument("--text", help="what to continue, for an artifact with a tokenizer, prefill and decode")
@@ -43,6 +44,7 @@ def run(args: argparse.Namespace) -> int:
 
     if args.text is not None and args.output is not None:
         raise ExportError("--output is of arrays, and --text prints text; leave out --output, or give --input")
+    args.artifact = artifact_of(args)
     content = artifact.opened(args.artifact, args.format)
     if args.text is not None:
         print(args.text + _continued(args, content))

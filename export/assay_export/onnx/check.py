@@ -32,7 +32,7 @@ def check(file: Path, job: Job, weights: Arrays, tolerance: float) -> float:
     session = _session(file)
     signature, worst = job.program.signature, 0.0
     function = jax.jit(job.program.function)
-    for number, corner in enumerate(corners(signature, job.dims)):
+    for number, corner in enumerate(signature.sizes(job.dims)):
         sizes = _fitting(job, corner)
         inputs = drawn(signature.inputs, sizes, np.random.default_rng(number))
         expected = {name: np.asarray(x) for name, x in function(weights, inputs).items()}
@@ -94,21 +94,6 @@ def _node(error: Exception) -> str | None:
     """The operation that the checker or onnxruntime names."""
     found = re.search(r"op_type:(\w+)|implementation for (\w+)|running (\w+) node", str(error))
     return next((group for group in found.groups() if group), None) if found else None
-
-
-def corners(signature: Signature, dims: Mapping[str, Dim]) -> list[dict[str, int]]:
-    """Sizes that take in every corner of every dim, few of them: the smallest and the largest of all together come first."""
-    possible = list(signature.sizes(dims))
-    chosen: list[dict[str, int]] = []
-    missing = {item for sizes in possible for item in sizes.items()}
-    for sizes in [possible[0], possible[-1]]:
-        chosen.append(sizes)
-        missing -= set(sizes.items())
-    while missing:
-        best = max(possible, key=lambda sizes: len(missing & set(sizes.items())))
-        chosen.append(best)
-        missing -= set(best.items())
-    return [sizes for i, sizes in enumerate(chosen) if sizes not in chosen[:i]]
 
 
 def drawn(inputs: Mapping[str, Tensor], sizes: Mapping[str, int], rng: np.random.Generator) -> Arrays:

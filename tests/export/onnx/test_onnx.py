@@ -14,7 +14,7 @@ from onnx import helper
 from assay.errors import ExportError
 from assay.exported import Dim, Program, Signature, Tensor
 from assay_export.onnx import passes, stored
-from assay_export.onnx.check import Wrong, _fitting, check, compare, corners
+from assay_export.onnx.check import Wrong, _fitting, check, compare
 from assay_export.onnx.convert import convert
 from assay_export.onnx.converter import Converter
 from assay_export.onnx.dtypes import in_dtype
@@ -28,17 +28,6 @@ DIMS = {"batch": Dim(1, 6)}
 
 def program(function, **inputs: Tensor) -> Program:
     return Program("small", function, Signature(inputs or {"x": X}, {}))
-
-
-def test_corners_take_in_every_value_of_every_dim() -> None:
-    inputs = {"x": Tensor(("a", "b", "c"), "float32")}
-    dims = {"a": Dim(1, 8), "b": Dim(1, 5), "c": Dim(2, 9)}
-    found = corners(Signature(inputs, {}, at_most=(("a", "c"),)), dims)
-    assert {(name, size) for sizes in found for name, size in sizes.items()} >= {
-        *(("a", n) for n in (1, 5, 8)), *(("b", n) for n in (1, 3, 5)), *(("c", n) for n in (2, 5, 9))
-    }  # fmt: skip
-    assert all(sizes["a"] <= sizes["c"] for sizes in found)
-    assert len(found) <= 5
 
 
 def test_large_outputs_are_checked_with_a_smaller_batch() -> None:
