@@ -12,10 +12,13 @@ UV_VERSION := $(shell sed -n 's/^uv==\([0-9.]*\).*/\1/p' requirements.lock)
 
 .PHONY: demo test check parity sass lock clean
 
-demo: $(VENV)/.ready  ## train the language model on real text, evaluate it, sample from it
+demo: $(VENV)/.ready  ## train the language model on real text, evaluate it, sample from it, export it
 	$(BIN)/assay run experiments/lm_code.gin
 	$(BIN)/assay evaluate latest
 	$(BIN)/assay sample latest --prompt "def " --prompt "import "
+	$(BIN)/assay export latest --to stablehlo,onnx
+	$(BIN)/assay artifact verify latest
+	$(BIN)/assay predict latest --text "def "
 	$(BIN)/assay runs
 
 test: $(VENV)/.ready  ## the whole test suite

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from assay.exported import Dim, Signature, Tensor
+from assay.exported import Tensor
 from assay_export.cases import MOST_NUMBERS
 from assay_export.compare import difference
 from assay_export.onnx.job import Job
