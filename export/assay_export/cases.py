@@ -68,16 +68,17 @@ def empty(signature: Signature, sizes: Mapping[str, int]) -> dict[str, np.ndarra
 
 def greedy(
     run: Runner, prompt: np.ndarray, steps: int, signatures: Mapping[str, Signature], sizes: Mapping[str, int]
-) -> np.ndarray:
-    """The prompt (batch, tokens) with `steps` tokens more, each the likeliest that the artifact gives."""
-    cache, tokens, found = empty(signatures["decode"], sizes), prompt, dict[str, np.ndarray]()
+) -> tuple[np.ndarray, np.ndarray]:
+    """(the prompt (batch, tokens) with `steps` tokens more, each the likeliest that the artifact gives; the outputs that they are of)."""
+    cache, tokens, found, outputs = empty(signatures["decode"], sizes), prompt, dict[str, np.ndarray](), []
     for place in range(prompt.shape[1], prompt.shape[1] + steps):
         last = {TOKENS: tokens[:, -1:], "position": np.asarray(place - 1, np.int32)}
         found = run("decode", {**last, **cache}) if found else run("prefill", {TOKENS: prompt, **cache})
         cache = {name: found[name] for name in cache}
-        chosen = np.argmax(found[OUTPUT][:, -1], axis=-1).astype(np.int32)
+        outputs.append(found[OUTPUT][:, -1:])
+        chosen = np.argmax(outputs[-1][:, 0], axis=-1).astype(np.int32)
         tokens = np.concatenate([tokens, chosen[:, None]], axis=1)
-    return tokens
+    return tokens, np.concatenate(outputs, axis=1)
 
 
 def cases(source: Exported, seed: int = 0) -> Iterator[Case]:
@@ -113,8 +114,11 @@ def _real(forward: Signature, source: Exported) -> Iterator[Case]:
             yield Case(f"{kind} of a real row", kind, tokens, sizes, real=True)
 
 
-def steps_case(source: Exported, run: Runner) -> Case | None:
-    """Up to STEPS greedy tokens of two rows of real text, as far as the cache goes; None for a model that does not decode."""
+def steps_case(source: Exported, run: Runner) -> tuple[Case, np.ndarray] | None:
+    """Up to STEPS greedy tokens of two rows of real text, as far as the cache goes, and what the artifact gave for them.
+
+    None for a model that does not decode.
+    """
     if not can_decode(source):
         return None
     signatures = {p.name: p.signature for p in source.programs}
@@ -122,15 +126,9 @@ def steps_case(source: Exported, run: Runner) -> Case | None:
     prompt = source.examples[TOKENS][: source.dims["batch"].high][:2, : min(PROMPT, max(1, most // 2))]
     steps = min(STEPS, most - prompt.shape[1], source.dims["seq"].high - prompt.shape[1])
     sizes = {"batch": prompt.shape[0], "cache": most}
-    tokens = greedy(run, prompt, steps, signatures, sizes)
-    return Case(
-        f"{steps} greedy tokens",
-        "steps",
-        _with_places(source.program("forward").signature, tokens),
-        sizes,
-        prompt.shape[1],
-        real=True,
-    )
+    tokens, outputs = greedy(run, prompt, steps, signatures, sizes)
+    inputs = _with_places(source.program("forward").signature, tokens[:, :-1])
+    return Case(f"{steps} greedy tokens", "steps", inputs, sizes, prompt.shape[1], real=True), outputs
 
 
 def can_decode(source: Exported) -> bool:

@@ -80,10 +80,10 @@ def gate(
             return process(program, inputs)
 
         try:
-            for case in _all(source, run):
+            for case, output in _all(source, run, signatures):
                 expected = case.of_live(live.forward(case.inputs))
                 seen(case, expected)
-                rows.append(row_of(case, difference(played(run, case, signatures), expected), bound))
+                rows.append(row_of(case, difference(output, expected), bound))
             scores = _scores(run, source, live, examples, lambda case, off: rows.append(row_of(case, off, bound)))
         except ExportError as error:
             return Checked(bound, rows, {}, 0, [str(error)])
@@ -163,8 +163,10 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _all(source: Exported, run: Runner) -> Iterator[Case]:
-    yield from cases(source)
+def _all(source: Exported, run: Runner, signatures: Mapping[str, Signature]) -> Iterator[tuple[Case, np.ndarray]]:
+    """Every case with what the artifact gives for it."""
+    for case in cases(source):
+        yield case, played(run, case, signatures)
     steps = steps_case(source, run)
     if steps is not None:
         yield steps

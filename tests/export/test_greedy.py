@@ -39,7 +39,7 @@ def test_128_greedy_tokens_with_a_cache_are_those_of_the_live_model(
     prompt = np.random.default_rng(0).integers(0, 256, (2, PROMPT)).astype(np.int32)
     signatures = {program.name: program.signature for program in long.source.programs}
     sizes = {"batch": 2, "cache": PROMPT + STEPS}
-    tokens = greedy(opened(place, name, exporter), prompt, STEPS, signatures, sizes)
+    tokens, outputs = greedy(opened(place, name, exporter), prompt, STEPS, signatures, sizes)
     assert tokens.shape == (2, PROMPT + 128)
     assert len(np.unique(tokens[:, PROMPT:])) > 3  # it does not stand still
     whole = {
@@ -49,3 +49,4 @@ def test_128_greedy_tokens_with_a_cache_are_those_of_the_live_model(
     }
     logits = np.asarray(long.live.forward(whole))
     np.testing.assert_array_equal(tokens[:, PROMPT:], logits[:, PROMPT - 1 : -1].argmax(-1))
+    np.testing.assert_allclose(outputs, logits[:, PROMPT - 1 : -1], atol=2e-5 * np.abs(logits).max(), rtol=0)

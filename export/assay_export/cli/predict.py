@@ -104,7 +104,8 @@ def _continued(args: argparse.Namespace, content: Any) -> str:
             f"--length {args.length}: the artifact holds {most} tokens, and the text has {len(prompt)}; must be from 1 to {room}"
         )
     signatures = {name: manifest.signature_of(content, name) for name in content["programs"]}
-    tokens = greedy(runner, prompt[None], args.length, signatures, {"batch": 1, "cache": len(prompt) + args.length})[0]
+    sizes = {"batch": 1, "cache": len(prompt) + args.length}
+    (tokens,), _ = greedy(runner, prompt[None], args.length, signatures, sizes)
     return encoder.decode(tokens)[len(encoder.decode(prompt)) :]
 
 
