@@ -1,8 +1,6 @@
-"""The ONNX exporter's kit, other dtypes, and an environment with nothing but onnxruntime."""
+"""The ONNX exporter's kit, and other dtypes."""
 
 import dataclasses
-import subprocess
-import sys
 from pathlib import Path
 
 import jax
@@ -10,13 +8,12 @@ import numpy as np
 import onnx
 import pytest
 
+from assay.exported import bound_of
 from assay.testing import ExporterKit
 from assay_export.onnx.exporter import ONNX
-from assay_export.runners import Process, opened
+from assay_export.runners import opened
 
-from ..conftest import Model, made
-
-ROOT = Path(__file__).parents[3]
+from ..conftest import Model
 
 
 @pytest.mark.slow
@@ -25,28 +22,6 @@ class TestONNX(ExporterKit):
 
     def plugin(self) -> ONNX:
         return ONNX()
-
-
-@pytest.mark.slow
-def test_it_runs_where_there_is_only_onnxruntime(tmp_path: Path) -> None:
-    model = made("mlp")
-    place = model.artifact(tmp_path / "artifact", exporter=ONNX())
-    subprocess.run([sys.executable, "-m", "venv", tmp_path / "clean"], check=True)
-    python = tmp_path / "clean/bin/python"
-    locked = [
-        line.split()[0]
-        for line in (ROOT / "requirements.lock").read_text().splitlines()
-        if line.startswith("onnxruntime==")
-    ]
-    install = [sys.executable, "-m", "uv", "pip", "install", "--quiet", "--python", python]
-    subprocess.run([*install, *locked, f"numpy=={np.__version__}"], check=True)
-    for absent in ("jax", "assay", "onnx"):
-        assert subprocess.run([python, "-I", "-c", f"import {absent}"], capture_output=True).returncode == 1
-    inputs = dict(model.source.examples)
-    expected = jax.jit(model.source.program("forward").function)(dict(model.source.weights), inputs)["output"]
-    with Process(place, "onnx", ONNX(), python=str(python)) as run:
-        found = run("forward", inputs)["output"]
-    assert np.abs(found - expected).max() <= 2e-5 * np.abs(expected).max()
 
 
 @pytest.mark.slow
@@ -63,4 +38,4 @@ def test_other_dtypes_keep_their_bounds(decoder: Model, dtype: str, stored: str,
         jax.jit(source.program("forward").function)(dict(source.weights), {"inputs": tokens})["output"]
     )
     found = runner("forward", {"inputs": tokens})["output"].astype(np.float32)
-    assert 1e-5 < np.abs(found - expected).max() / np.abs(expected).max() < 2e-2
+    assert 1e-5 < np.abs(found - expected).max() / np.abs(expected).max() <= bound_of(dtype)
