@@ -27,12 +27,13 @@ ROUTES = ("plain", "patched")
 class Converted:
     """How a program was converted. route: of ROUTES. worst: the largest difference from jax, relative to the output's largest.
 
-    outputs: name in the graph -> name in the program.
+    outputs: name in the graph -> name in the program. in_place: inputs whose memory an output of the same name may be written to.
     """
 
     route: str
     worst: float
     outputs: Mapping[str, str]
+    in_place: tuple[str, ...]
 
 
 def convert(
@@ -68,7 +69,8 @@ def convert(
                 model = passes.finished(onnx.load_model(raw), job, weights, metadata)
                 file.write_bytes(model.SerializeToString())
                 worst = check(file, job, weights.arrays(), tolerance)
-                return Converted(route, worst, dict(zip(job.output_names(), job.outputs, strict=True)))
+                outputs = dict(zip(job.output_names(), job.outputs, strict=True))
+                return Converted(route, worst, outputs, passes.in_place(model, job))
             except Wrong as error:
                 refusals.append({"error": str(error), "operation": error.operation})
     file.unlink(missing_ok=True)

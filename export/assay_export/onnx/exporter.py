@@ -63,7 +63,7 @@ class ONNX:
                         raise
                     notes.append(str(error))
                     continue
-                facts[program.name] = {"outputs": dict(found.outputs), "route": found.route, "worst": found.worst}
+                facts[program.name] = dataclasses.asdict(found)
             version = converter.version
         stated = {"programs": facts, "opset": self.opset, "dtype": self.dtype, "jax2onnx": version}
         bound = bound_of(self.dtype, source.dtype)

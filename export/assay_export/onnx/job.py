@@ -32,6 +32,11 @@ class Job:
         inputs = symbols(self.program.signature, self.dims).values()
         return [*inputs, *(jax.ShapeDtypeStruct(shape, jnp.dtype(dtype)) for shape, dtype in self.weights.values())]
 
+    def sizes(self) -> dict[str, Any]:
+        """Name of a dim -> its symbol, as `arguments` has it."""
+        sizes = (size for argument in self.arguments() for size in argument.shape if not isinstance(size, int))
+        return {str(size): size for size in sizes}
+
     def input_names(self) -> list[str]:
         """The names of `flat`'s arguments."""
         return [*self.program.signature.inputs, *(f"{WEIGHT}{path}" for path in self.weights)]

@@ -25,6 +25,7 @@ def load() -> str:
     version = _load()
     _floor_divisions()
     _sizes_of_expressions()
+    _updates()
     return version
 
 
@@ -89,3 +90,12 @@ def _sizes_of_expressions() -> None:
         return found
 
     IRContext.get_symbolic_dim_origin = origin
+
+
+def _updates() -> None:
+    """Updates of slices as one scatter along an axis, where they are that."""
+    from jax2onnx.plugins.jax.lax.dynamic_update_slice import DynamicUpdateSlicePlugin
+
+    from assay_export.onnx.updates import along_one_axis
+
+    DynamicUpdateSlicePlugin.lower = along_one_axis(DynamicUpdateSlicePlugin.lower)

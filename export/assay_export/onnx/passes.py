@@ -7,7 +7,10 @@ import jax.numpy as jnp
 import onnx
 from onnx import TensorProto, helper
 
-from assay_export.onnx.job import WEIGHT, Job
+from assay_export.onnx.fusions import fused
+from assay_export.onnx.graphs import attributes_of, nodes_of, replace, results_of, within
+from assay_export.onnx.job import NEXT, WEIGHT, Job
+from assay_export.onnx.sizes import worked_out
 from assay_export.onnx.stored import FILE, Weights
 
 
@@ -17,16 +20,30 @@ def finished(model: onnx.ModelProto, job: Job, weights: Weights, metadata: Mappi
     del graph.value_info[:]  # jax2onnx's notes on shapes within the graph are wrong in places; runtimes infer their own
     _initializers(graph, weights)
     _matrix_products(graph)
+    _sums_of_products(graph)
     _declare(graph, job)
+    fused(graph, worked_out(model, job.sizes()), job.opset)
     _drop_unused(graph)
     model.producer_name = "assay"
     helper.set_model_props(model, {**metadata, "opset": str(job.opset)})
     return model
 
 
+def in_place(model: onnx.ModelProto, job: Job) -> tuple[str, ...]:
+    """The donated inputs that the output of the same name may take the memory of: one scatter writes into them, and nothing else reads them."""
+    makers = {name: node for node in model.graph.node for name in node.output}
+    found = []
+    for name in job.program.signature.donated:
+        maker = makers.get(f"{NEXT}{name}")
+        users = [n for n in nodes_of(model.graph) if name in n.input and n.op_type != "Shape"]
+        if maker is not None and maker.op_type == "ScatterElements" and users == [maker] and maker.input[0] == name:
+            found.append(name)
+    return tuple(found)
+
+
 def _initializers(graph: onnx.GraphProto, weights: Weights) -> None:
     """Inputs "weights/PATH" become initializers of that name, in the file of weights; those kept in another dtype are cast."""
-    used = {name for node in _nodes(graph) for name in node.input} | _results(graph)
+    used = {name for node in nodes_of(graph) for name in node.input} | results_of(graph)
     names = [i.name for i in graph.input if i.name.startswith(WEIGHT)]
     casts = []
     for name in [n for n in names if n in used]:
@@ -39,15 +56,15 @@ def _initializers(graph: onnx.GraphProto, weights: Weights) -> None:
         if dtype != taken:
             _rename(graph, name, f"{name}/{taken}")
             casts.append(helper.make_node("Cast", [name], [f"{name}/{taken}"], to=_type(taken)))
-    _replace(graph.node, [*casts, *graph.node])
-    _replace(graph.input, [i for i in graph.input if not i.name.startswith(WEIGHT)])
+    replace(graph.node, [*casts, *graph.node])
+    replace(graph.input, [i for i in graph.input if not i.name.startswith(WEIGHT)])
 
 
 def _matrix_products(graph: onnx.GraphProto) -> None:
     """Gemm without transposition as MatMul and Add: onnxruntime's quantisers look for MatMul."""
     nodes = []
     for node in graph.node:
-        a = {x.name: helper.get_attribute_value(x) for x in node.attribute}
+        a = attributes_of(node)
         plain = not a.get("transA") and not a.get("transB") and a.get("alpha", 1.0) == 1.0
         if node.op_type != "Gemm" or not plain or a.get("beta", 1.0) not in (0.0, 1.0):
             nodes.append(node)
@@ -57,7 +74,41 @@ def _matrix_products(graph: onnx.GraphProto) -> None:
         nodes.append(helper.make_node("MatMul", node.input[:2], [product], name=node.name))
         if bias:
             nodes.append(helper.make_node("Add", [product, bias], node.output, name=f"{node.name}/bias"))
-    _replace(graph.node, nodes)
+    replace(graph.node, nodes)
+
+
+def _sums_of_products(graph: onnx.GraphProto) -> None:
+    """Einsum of two arrays as MatMul, where it is one but for the order of the dimensions: onnxruntime is slow at Einsum."""
+    nodes: list[onnx.NodeProto] = []
+    for node in graph.node:
+        found = _as_product(node) if node.op_type == "Einsum" and len(node.input) == 2 else None
+        nodes.extend([node] if found is None else found)
+    replace(graph.node, nodes)
+
+
+def _as_product(node: onnx.NodeProto) -> list[onnx.NodeProto] | None:
+    """Einsum as two transpositions, a product and a transposition back; None unless each operand has one dimension of its own."""
+    equation = attributes_of(node)["equation"].decode()
+    left, right, result = equation.replace(" ", "").replace("->", ",").split(",")
+    batch = [x for x in result if x in left and x in right]
+    own = [x for x in left if x not in right], [x for x in right if x not in left]
+    summed = [x for x in left if x in right and x not in result]
+    single = len(summed) == len(own[0]) == len(own[1]) == 1
+    if not single or sorted(result) != sorted([*batch, *own[0], *own[1]]) or len(set(left)) + len(set(right)) != len(left + right):
+        return None
+    name = node.output[0]
+    orders = [*batch, *own[0], *summed], [*batch, *summed, *own[1]]
+    given, steps = [], []
+    for side, letters, order in zip(node.input, (left, right), orders, strict=True):
+        given.append(f"{name}/{len(given)}")
+        steps.append(helper.make_node("Transpose", [side], given[-1:], perm=[letters.index(x) for x in order]))
+    product = [*batch, *own[0], *own[1]]
+    back = [product.index(x) for x in result]
+    return [
+        *steps,
+        helper.make_node("MatMul", given, [f"{name}/product"], name=node.name),
+        helper.make_node("Transpose", [f"{name}/product"], [name], perm=back),
+    ]
 
 
 def _declare(graph: onnx.GraphProto, job: Job) -> None:
@@ -79,40 +130,18 @@ def _set(value: onnx.ValueInfoProto, shape: jax.ShapeDtypeStruct) -> None:
 
 def _drop_unused(graph: onnx.GraphProto) -> None:
     """Initializers that nothing reads, also of the graphs within."""
-    used = {name for node in _nodes(graph) for name in node.input} | _results(graph)
-    _replace(graph.initializer, [i for i in graph.initializer if i.name in used])
+    used = {name for node in nodes_of(graph) for name in node.input} | results_of(graph)
+    replace(graph.initializer, [i for i in graph.initializer if i.name in used])
     for node in graph.node:
-        for inner in _within(node):
+        for inner in within(node):
             _drop_unused(inner)
 
 
-def _nodes(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
-    """Those of the graph and of the graphs within."""
-    return [n for node in graph.node for n in (node, *(m for inner in _within(node) for m in _nodes(inner)))]
-
-
-def _results(graph: onnx.GraphProto) -> set[str]:
-    """The names of what the graph, and those within, give."""
-    inner = (_results(g) for node in graph.node for g in _within(node))
-    return {o.name for o in graph.output}.union(*inner)
-
-
-def _within(node: onnx.NodeProto) -> list[onnx.GraphProto]:
-    """The bodies of a loop or a condition."""
-    return [a.g for a in node.attribute if a.type == onnx.AttributeProto.GRAPH]
-
-
 def _rename(graph: onnx.GraphProto, old: str, new: str) -> None:
-    for node in _nodes(graph):
+    for node in nodes_of(graph):
         for index, name in enumerate(node.input):
             if name == old:
                 node.input[index] = new
-
-
-def _replace(field, items) -> None:  # type: ignore[no-untyped-def]  # protobuf's repeated fields have no public type
-    kept = [type(item).FromString(item.SerializeToString()) for item in items]
-    del field[:]
-    field.extend(kept)
 
 
 def _type(dtype: str) -> int:

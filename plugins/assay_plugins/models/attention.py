@@ -13,8 +13,9 @@ from assay_kernels import attention as kernels
 from assay_plugins.models.layers import Initializer, Linear, Norm, make_norm
 from assay_plugins.models.rope import Rotation, rotate
 
-Cache = tuple[Float[Array, "batch length kv_heads head_dim"], Float[Array, "batch length kv_heads head_dim"]]
-"""Keys and values of one layer."""
+Cache = tuple[Float[Array, "batch kv_heads length head_dim"], Float[Array, "batch kv_heads length head_dim"]]
+"""Keys and values of one layer. Heads come first, since each is multiplied on its own: with positions first, every token would cost a
+copy of the whole cache."""
 
 
 def attention(
@@ -122,13 +123,13 @@ class Attention(nnx.Module):
         """The same for positions [position, position + new), whose keys and values go into the cache."""
         query, *new = self._project(x, rope)
         keys, values = (
-            jax.lax.dynamic_update_slice_in_dim(old, part.astype(old.dtype), position, axis=1)
+            jax.lax.dynamic_update_slice_in_dim(old, part.astype(old.dtype).transpose(0, 2, 1, 3), position, axis=2)
             for old, part in zip(cache, new, strict=True)
         )
         mixed = attention(
             query,
-            keys.astype(query.dtype),
-            values.astype(query.dtype),
+            keys.astype(query.dtype).transpose(0, 2, 1, 3),
+            values.astype(query.dtype).transpose(0, 2, 1, 3),
             causal=self.causal,
             window=self.window,
             offset=position,

@@ -199,7 +199,7 @@ class Decoder(nnx.Module):
     def init_cache(self, batch: int, length: int, dtype: jnp.dtype) -> tuple[Cache, ...]:
         """An empty cache for `length` positions of `batch` rows: keys and values of each layer, in `dtype`."""
         block = self.options.block
-        zeros = jnp.zeros((batch, length, block.kv_heads, block.head_dim), dtype)
+        zeros = jnp.zeros((batch, block.kv_heads, length, block.head_dim), dtype)
         return tuple((zeros, zeros) for _ in self.blocks)
 
     def decode(
