@@ -52,11 +52,12 @@ class _Values:
         found = self.array(name)
         return float(found.ravel()[0]) if found is not None and found.size == 1 else None
 
-    def over_last(self, node: onnx.NodeProto) -> bool:
-        """Whether a reduction is over the last axis, which it keeps."""
+    def over_last(self, node: onnx.NodeProto, result: str) -> bool:
+        """Whether a reduction is over the last axis, of which `result`, what is made of it, has one left."""
         axes, shape = self.array(node.input[1]) if len(node.input) > 1 else None, self.shapes.get(node.input[0])
-        last = shape is not None and axes is not None and axes.tolist() in ([-1], [len(shape) - 1])
-        return last and bool(attributes_of(node).get("keepdims", 1))
+        if shape is None or axes is None or axes.tolist() not in ([-1], [len(shape) - 1]):
+            return False
+        return self.shapes.get(result) == [*shape[:-1], 1]
 
 
 def _softmax(values: _Values, node: onnx.NodeProto) -> onnx.NodeProto | None:
@@ -64,16 +65,15 @@ def _softmax(values: _Values, node: onnx.NodeProto) -> onnx.NodeProto | None:
     if node.op_type != "Div" or not (exp := values.made(node.input[0], "Exp")):
         return None
     total, shifted = values.made(node.input[1], "ReduceSum"), values.made(exp.input[0], "Sub")
-    if not total or not shifted or total.input[0] != exp.output[0] or not values.over_last(total):
+    if not total or not shifted or total.input[0] != exp.output[0] or not values.over_last(total, node.input[1]):
         return None
-    least = values.made(shifted.input[1], "Max")  # jax: no less than -inf
-    most = values.made(shifted.input[1], "ReduceMax")
-    if least is not None:
-        most = next((m for name in least.input if (m := values.made(name, "ReduceMax"))), None)
-        others = [name for name in least.input if not most or name != most.output[0]]
-        if [values.number(name) for name in others] != [-np.inf]:
-            return None
-    if not most or most.input[0] != shifted.input[0] or not values.over_last(most):
+    reshaped = values.made(shifted.input[1], "Reshape")
+    largest = reshaped.input[0] if reshaped else shifted.input[1]
+    if least := values.made(largest, "Max"):  # jax: no less than -inf
+        others = [name for name in least.input if values.number(name) != -np.inf]
+        largest = others[0] if len(others) == 1 else ""
+    most = values.made(largest, "ReduceMax")
+    if not most or most.input[0] != shifted.input[0] or not values.over_last(most, shifted.input[1]):
         return None
     return helper.make_node("Softmax", [shifted.input[0]], node.output, name=node.name, axis=-1)
 
@@ -107,6 +107,6 @@ def _epsilon(values: _Values, x: str, factor: str) -> float | None:
     mean, epsilon = values.made(total.input[0], "Div"), values.number(total.input[1])
     squares = mean and values.made(mean.input[0], "ReduceSumSquare")
     width = values.shapes.get(x, [None])[-1:]
-    if not mean or not squares or squares.input[0] != x or not values.over_last(squares):
+    if not mean or not squares or squares.input[0] != x or not values.over_last(squares, squares.output[0]):
         return None
     return epsilon if [values.number(mean.input[1])] == width else None
