@@ -19,7 +19,7 @@ import numpy as np
 from assay.errors import ExportError
 from assay.exported import Runner
 from assay.kinds import Exporter
-from assay_export import run
+from assay_export import manifest, run
 
 SCRIPT = Path(run.__file__)
 SETTINGS = {
@@ -31,12 +31,16 @@ WITHOUT_TRITON = "--xla_gpu_enable_triton_gemm=false"  # XLA's own products take
 
 
 def opened(artifact: Path, name: str, exporter: Exporter) -> Runner:
-    """The format `name` of an artifact, in this process. Raises ExportError for inputs that do not fit, and what the format raises."""
-    call = run.load(artifact, name, exporter.loader())
+    """The format `name` of an artifact, in this process. Raises ExportError for inputs that do not fit, and what the format raises.
+
+    What comes in place of a donated array, such as a cache, stays where the format has it: it need not be copied for every token.
+    """
+    call, programs = run.load(artifact, name, exporter.loader()), manifest.read(artifact)["programs"]
 
     def runner(program: str, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         try:
-            return {n: np.asarray(x) for n, x in call(program, inputs).items()}
+            found = call(program, inputs)
+            return {n: x if n in programs[program]["donated"] else np.asarray(x) for n, x in found.items()}
         except ValueError as error:
             raise ExportError(str(error)) from error
 

@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from assay_export.onnx.graphs import attributes_of, nodes_of, replace
+from assay_export.onnx.graphs import nodes_of, replace
 
 WITH_RMS_NORMALIZATION = 23
 """The first opset that has it."""

@@ -38,8 +38,10 @@ def load(artifact: Any, manifest: Any, facts: Any) -> Any:
         for n, x in feed.items():
             binding.bind_cpu_input(n, x)
         for o in found.get_outputs():
-            x = feed[outputs[o.name]] if outputs[o.name] in kept else None
-            place = {} if x is None else {"element_type": x.dtype, "shape": x.shape, "buffer_ptr": x.ctypes.data}
+            place = {}
+            if outputs[o.name] in kept:
+                x = feed[outputs[o.name]]
+                place = {"element_type": x.dtype, "shape": x.shape, "buffer_ptr": x.ctypes.data}
             binding.bind_output(o.name, **place)
         found.run_with_iobinding(binding)
         values = zip(found.get_outputs(), binding.get_outputs(), strict=True)

@@ -30,7 +30,7 @@ def finished(model: onnx.ModelProto, job: Job, weights: Weights, metadata: Mappi
 
 
 def in_place(model: onnx.ModelProto, job: Job) -> tuple[str, ...]:
-    """The donated inputs that the output of the same name may take the memory of: one scatter writes into them, and nothing else reads them."""
+    """The donated inputs whose memory the output of the same name may take: one scatter writes into them, and nothing else reads them."""
     makers = {name: node for node in model.graph.node for name in node.output}
     found = []
     for name in job.program.signature.donated:
@@ -94,11 +94,16 @@ def _as_product(node: onnx.NodeProto) -> list[onnx.NodeProto] | None:
     own = [x for x in left if x not in right], [x for x in right if x not in left]
     summed = [x for x in left if x in right and x not in result]
     single = len(summed) == len(own[0]) == len(own[1]) == 1
-    if not single or sorted(result) != sorted([*batch, *own[0], *own[1]]) or len(set(left)) + len(set(right)) != len(left + right):
+    if (
+        not single
+        or sorted(result) != sorted([*batch, *own[0], *own[1]])
+        or len(set(left)) + len(set(right)) != len(left + right)
+    ):
         return None
     name = node.output[0]
     orders = [*batch, *own[0], *summed], [*batch, *summed, *own[1]]
-    given, steps = [], []
+    given: list[str] = []
+    steps = []
     for side, letters, order in zip(node.input, (left, right), orders, strict=True):
         given.append(f"{name}/{len(given)}")
         steps.append(helper.make_node("Transpose", [side], given[-1:], perm=[letters.index(x) for x in order]))

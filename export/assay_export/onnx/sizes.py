@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import onnx
-from jax.core import InconclusiveDimensionOperation
+from jax.errors import InconclusiveDimensionOperation
 from onnx import TensorProto, helper, numpy_helper
 
 from assay_export.onnx.graphs import attributes_of, nodes_of, replace, results_of, within
@@ -66,7 +66,7 @@ class _Look:
                 self._users.setdefault(name, []).append(node)
 
     def simplify(self, *, last: bool = False) -> None:
-        """One pass over the nodes, in their order, and their shapes noted for the next inference; the last one lets onnxruntime find sizes."""
+        """One pass over the nodes, in their order; their shapes are noted for the next inference. last: leave sizes to onnxruntime to find."""
         kept = []
         self._share_constants()
         for node in self._graph.node:
@@ -112,21 +112,23 @@ class _Look:
 
     def _compute(self, node: onnx.NodeProto) -> None:
         """The integers that the node gives, and its shape where integers decide it."""
-        name, given = node.output[0], [self._known.get(n) for n in node.input]
+        name = node.output[0]
+        given = [found for n in node.input if (found := self._known.get(n)) is not None]
+        whole = len(given) == len(node.input)
         if node.op_type == "Shape" and (shape := self.shapes.get(node.input[0])) is not None:
             a = attributes_of(node)
             found = shape[a.get("start", 0) : a.get("end", len(shape))]
             if None not in found:
                 self._known[name] = _array(found)
-        elif node.op_type in OPERATIONS and self._types.get(name) in INTEGERS and all(x is not None for x in given):
+        elif node.op_type in OPERATIONS and self._types.get(name) in INTEGERS and whole:
             with contextlib.suppress(InconclusiveDimensionOperation, TypeError):
                 content = _array(OPERATIONS[node.op_type](attributes_of(node), *given))
                 if content.size <= MOST:
                     self._known[name] = content
-        if node.op_type == "Range" and all(x is not None for x in given) and given[2] == 1:
+        if node.op_type == "Range" and whole and given[2] == 1:
             self.shapes[name] = [given[1].item() - given[0].item()]
-        elif node.op_type in ("Reshape", "Expand") and given[1] is not None:
-            old, target = self.shapes.get(node.input[0]), list(given[1])
+        elif node.op_type in ("Reshape", "Expand") and node.input[1] in self._known:
+            old, target = self.shapes.get(node.input[0]), list(self._known[node.input[1]])
             shape = _reshaped(old, target) if node.op_type == "Reshape" else old and _broadcast([old, target])
             if shape is not None:
                 self.shapes[name] = shape
@@ -165,10 +167,11 @@ class _Look:
             return
         rows, matrix, out = (self.shapes.get(n) for n in (flat.input[0], product.input[1], node.output[0]))
         columns = self.shapes.get(product.input[0])
-        if rows and matrix and out and columns and len(matrix) == 2 and len(columns) == 2 and None not in rows:
-            if rows[-1] == columns[-1] and out == [*rows[:-1], matrix[1]]:
-                given = [flat.input[0], product.input[1]]
-                node.CopyFrom(helper.make_node("MatMul", given, node.output, name=node.name))
+        if not (rows and matrix and out and columns and len(matrix) == len(columns) == 2) or None in rows:
+            return
+        if rows[-1] == columns[-1] and out == [*rows[:-1], matrix[1]]:
+            given = [flat.input[0], product.input[1]]
+            node.CopyFrom(helper.make_node("MatMul", given, node.output, name=node.name))
 
     def _kept(self, node: onnx.NodeProto, reduction: onnx.NodeProto) -> None:
         """A reduction whose axes are put back: one that keeps them."""
@@ -222,7 +225,11 @@ class _Look:
     def _leave_one_size(self, node: onnx.NodeProto) -> None:
         """A Reshape to a shape with one symbol: -1 in its place, so that nothing need compute it."""
         target = self._known.get(node.input[1])
-        if target is not None and sum(map(_is_symbol, target)) == 1 and not {0, -1} & {n for n in target if not _is_symbol(n)}:
+        if (
+            target is not None
+            and sum(map(_is_symbol, target)) == 1
+            and not {0, -1} & {n for n in target if not _is_symbol(n)}
+        ):
             node.input[1] = self._constant(f"{node.output[0]}/shape", [-1 if _is_symbol(n) else n for n in target])
 
     def _constant(self, name: str, values: Sequence[int]) -> str:
@@ -319,9 +326,16 @@ def _axes(attributes: Mapping[str, Any], axes: np.ndarray | None) -> tuple[int, 
     return tuple(int(axis) for axis in (attributes["axes"] if axes is None else axes.ravel()))
 
 
+def _numbers(content: np.ndarray) -> np.ndarray:
+    """The content. Raises TypeError for symbols: jax takes those for different that it does not know to be the same."""
+    if _symbolic(content):
+        raise TypeError("symbols")
+    return content
+
+
 def _quotient(attributes: Mapping[str, Any], a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    if any(map(_is_symbol, [*a.ravel(), *b.ravel()])) or (a < 0).any() or (b <= 0).any():
-        raise TypeError("rounded towards zero, and symbols are rounded down")
+    if (_numbers(a) < 0).any() or (_numbers(b) <= 0).any():
+        raise TypeError("ONNX rounds towards zero, Python down")
     return a // b
 
 
@@ -344,7 +358,7 @@ OPERATIONS: Mapping[str, Callable[..., Any]] = {
     "LessOrEqual": lambda a, x, y: x <= y,
     "Greater": lambda a, x, y: x > y,
     "GreaterOrEqual": lambda a, x, y: x >= y,
-    "Equal": lambda a, x, y: x == y,
+    "Equal": lambda a, x, y: _numbers(x) == _numbers(y),
     "Where": lambda a, c, x, y: np.where(c.astype(bool), x, y),
     "ReduceProd": lambda a, x, axes=None: np.prod(x, keepdims=bool(a.get("keepdims", 1))),
     "Range": lambda a, start, limit, step: np.arange(int(start), int(limit), int(step)),

@@ -10,12 +10,12 @@ Lowering = Callable[[Any, Any, Any], None]
 
 
 def along_one_axis(otherwise: Lowering) -> Lowering:
-    """jax2onnx's lowering for updates of this form; `otherwise` for the others. Where a runtime writes in place, it writes the update alone."""
+    """jax2onnx's lowering for updates of this form; `otherwise` for the others. A runtime that writes in place writes the update alone."""
 
     def lower(plugin: Any, ctx: Any, equation: Any) -> None:
         into, update, *starts = equation.invars
         pairs = zip(into.aval.shape, update.aval.shape, strict=True)
-        shorter = [axis for axis, (size, count) in enumerate(pairs) if not size == count]
+        shorter = [axis for axis, (size, count) in enumerate(pairs) if size != count]
         if len(shorter) != 1:
             return otherwise(plugin, ctx, equation)
         axis, rank = shorter[0], len(starts)
