@@ -80,7 +80,7 @@ def _entry(m: Measured) -> dict[str, Any]:
 
 
 def plot(found: Sequence[Measured], path: Path) -> None:
-    """A PNG with a panel for each program: milliseconds at the median, and up to the 90th percentile, by length or batch. Needs matplotlib."""
+    """A PNG, a panel for each program: milliseconds by length or batch, at the median and up to the 90th percentile. Needs matplotlib."""
     from matplotlib.figure import Figure
 
     programs = list(dict.fromkeys(m.setting.program for m in found))

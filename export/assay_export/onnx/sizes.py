@@ -66,29 +66,20 @@ class _Look:
                 self._users.setdefault(name, []).append(node)
 
     def simplify(self, *, last: bool = False) -> None:
-        """One pass over the nodes, in their order; their shapes are noted for the next inference. last: leave sizes to onnxruntime to find."""
+        """One pass over the nodes, in order; their shapes are noted for the next inference. last: leave sizes to onnxruntime to find."""
         kept = []
         self._share_constants()
         for node in self._graph.node:
             self._compute(node)
-            name = node.output[0]
-            content = self._known.get(name)
-            if content is not None and name not in self._results:
-                if not _symbolic(content):
-                    self._graph.initializer.append(
-                        numpy_helper.from_array(content.astype(INTEGERS[self._types[name]]), name)
-                    )
-                    continue
-                key = (self._types[name], content.shape, tuple(map(str, content.ravel())))
-                if self._first.setdefault(key, name) != name:
-                    self._forward(name, self._first[key])
-                    continue
+            if self._is_constant(node):
+                continue
             self._rearrange(node)
-            if not self._vanishes(node) and not self._repeats(node):
-                if last and node.op_type == "Reshape":
-                    self._leave_one_size(node)
-                kept.append(node)
-                self._makers[name] = node
+            if self._vanishes(node) or self._repeats(node):
+                continue
+            if last and node.op_type == "Reshape":
+                self._leave_one_size(node)
+            kept.append(node)
+            self._makers[node.output[0]] = node
         replace(self._graph.node, _read(kept, self._results))
         replace(self._graph.value_info, filter(None, (self._noted(n) for node in kept for n in node.output)))
 
@@ -117,9 +108,9 @@ class _Look:
         whole = len(given) == len(node.input)
         if node.op_type == "Shape" and (shape := self.shapes.get(node.input[0])) is not None:
             a = attributes_of(node)
-            found = shape[a.get("start", 0) : a.get("end", len(shape))]
-            if None not in found:
-                self._known[name] = _array(found)
+            sizes = shape[a.get("start", 0) : a.get("end", len(shape))]
+            if None not in sizes:
+                self._known[name] = _array(sizes)
         elif node.op_type in OPERATIONS and self._types.get(name) in INTEGERS and whole:
             with contextlib.suppress(InconclusiveDimensionOperation, TypeError):
                 content = _array(OPERATIONS[node.op_type](attributes_of(node), *given))
@@ -129,7 +120,8 @@ class _Look:
             self.shapes[name] = [given[1].item() - given[0].item()]
         elif node.op_type in ("Reshape", "Expand") and node.input[1] in self._known:
             old, target = self.shapes.get(node.input[0]), list(self._known[node.input[1]])
-            shape = _reshaped(old, target) if node.op_type == "Reshape" else old and _broadcast([old, target])
+            stretched = None if old is None else _broadcast([old, target])
+            shape = _reshaped(old, target) if node.op_type == "Reshape" else stretched
             if shape is not None:
                 self.shapes[name] = shape
 
@@ -188,20 +180,30 @@ class _Look:
         target = self._known.get(node.input[1])
         return target is not None and 0 not in target
 
+    def _is_constant(self, node: onnx.NodeProto) -> bool:
+        """Whether the node was replaced by the numbers that it gives."""
+        name = node.output[0]
+        content = self._known.get(name)
+        if content is None or _symbolic(content) or name in self._results:
+            return False
+        numbers = content.astype(INTEGERS[self._types[name]])
+        self._graph.initializer.append(numpy_helper.from_array(numbers, name))
+        return True
+
     def _repeats(self, node: onnx.NodeProto) -> bool:
-        """Whether the node was left out because another one has the same operation on the same arrays."""
+        """Whether the node was left out because another one gives the same: the same integers, or the same operation on the same arrays."""
         name = node.output[0]
         if len(node.output) > 1 or name in self._results or any(within(node)):
             return False
-        key = onnx.NodeProto.FromString(node.SerializeToString())
-        key.ClearField("name")
-        key.ClearField("output")
-        key.ClearField("metadata_props")
-        key.ClearField("doc_string")
-        text = key.SerializeToString(deterministic=True)
-        if self._first.setdefault(text, name) == name:
+        key: Any
+        if (content := self._known.get(name)) is not None:
+            key = (self._types[name], content.shape, tuple(map(str, content.ravel())))
+        else:
+            attributes = sorted(a.SerializeToString(deterministic=True) for a in node.attribute)
+            key = (node.domain, node.op_type, tuple(node.input), tuple(attributes))
+        if self._first.setdefault(key, name) == name:
             return False
-        self._forward(name, self._first[text])
+        self._forward(name, self._first[key])
         return True
 
     def _vanishes(self, node: onnx.NodeProto) -> bool:
