@@ -64,7 +64,7 @@ def live(content: Mapping[str, Any], root: Path | None) -> tuple[dict[str, Calla
     changed = " before its transforms" if content.get("transforms") else ""
     found: dict[str, Any] = {"forward": functools.partial(_forward, model)}
     if {"prefill", "decode"} <= set(content["programs"]) and hasattr(model.module, "decode"):
-        found |= {"decode": _decoding(model), "prefill": _decoding(model)}
+        found |= {"decode": decoding(model), "prefill": decoding(model)}
     return found, f"live is run {lineage['run']}, step {step}{changed}"
 
 
@@ -72,7 +72,7 @@ def _forward(model: Live, inputs: Mapping[str, Any]) -> Mapping[str, Any]:
     return {OUTPUT: model.forward(inputs)}
 
 
-def _decoding(model: Live) -> Callable[[Mapping[str, Any]], Mapping[str, Any]]:
+def decoding(model: Live) -> Callable[[Mapping[str, Any]], Mapping[str, Any]]:
     """The network's own decode, with the kernels of the experiment; a prompt is at position 0."""
     e, network = model.plan.experiment, model.plan.network
     variables = jax.device_put(model.variables, jax.devices()[0])

@@ -54,7 +54,10 @@ def test_every_program_is_measured_beside_the_live_model(made: Path, root: Path,
     assert main(["bench", *map(str, words)]) == 0
     shown = capsys.readouterr()
     found = json.loads((tmp_path / "f.json").read_text())
-    results = {(r["program"], r["format"], r["sizes"]["batch"], r["sizes"].get("seq", r["context"])): r for r in found["results"]}
+    results = {
+        (r["program"], r["format"], r["sizes"]["batch"], r["sizes"].get("seq", r["context"])): r
+        for r in found["results"]
+    }
     sizes = [(batch, length) for batch in (1, 2) for length in (2, 5)]
     programs, formats = ("forward", "prefill", "decode"), ("stablehlo", "live")
     assert set(results) == {(p, f, *s) for p in programs for f in formats for s in sizes}

@@ -186,7 +186,7 @@ class _Look:
         content = self._known.get(name)
         if content is None or _symbolic(content) or name in self._results:
             return False
-        numbers = content.astype(INTEGERS[self._types[name]])
+        numbers: np.ndarray = content.astype(INTEGERS[self._types[name]])
         self._graph.initializer.append(numpy_helper.from_array(numbers, name))
         return True
 
