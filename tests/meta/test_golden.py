@@ -20,7 +20,7 @@ from assay.cli.main import VERBS
 ROOT = Path(__file__).parents[2]
 GOLDEN = ROOT / "tests/golden"
 EXPERIMENTS = sorted(ROOT.glob("experiments/*.gin"))
-OURS = ("export", "artifact", "predict")  # of assay_export, by way of entry points
+OURS = ("export", "artifact", "predict", "bench")  # of assay_export, by way of entry points
 ACTIONS = ("plugin new", "plugin check", "artifact show", "artifact verify", "artifact refresh")
 OVERRIDES = {"lm_shakespeare_shape": ["dataset.text_files.files=README.md"]}  # its own text is not in the repository
 MODULES = (

@@ -83,7 +83,7 @@ def test_an_expansion_stays_where_its_shape_is_read() -> None:
     ]
     kept = simplified(model(nodes, [constant("half", 0.5, np.float32)], ["a", "b", 4]))
     assert kept.count("Expand") == 1
-    without = [n for n in nodes if n[0] != "ReduceSum"][:-1] + [("Mul", ["sum", "wide again"], ["y"], {})]
+    without = [*(n for n in nodes[:-1] if n[0] != "ReduceSum"), ("Mul", ["sum", "wide again"], ["y"], {})]
     assert simplified(model(without, [constant("half", 0.5, np.float32)], ["a", "b", 4])) == ["Add", "Mul"]
 
 
