@@ -51,7 +51,7 @@ def test_shapes_out_of_bounds_are_refused(decoder: Model, decoder_artifact: Path
     with pytest.raises(ExportError, match="no program 'backward'; there are forward, prefill, decode"):
         runner("backward", {})
     cache = {
-        n: np.zeros((1, 2, *t.shape[2:]), np.float32)
+        n: np.zeros(t.at({"batch": 1, "cache": 2}), np.float32)
         for n, t in decoder.source.program("decode").signature.inputs.items()
         if "cache/" in n
     }

@@ -182,7 +182,7 @@ def test_a_cache_is_written_where_it_lies(converter: Converter, tmp_path: Path) 
     rng = np.random.default_rng(0)
     cache = rng.normal(size=(2, 5, 3)).astype(np.float32)
     expected = jnp.asarray(cache)
-    for position in (3, 0, 4):
+    for position in (3, 0, 4, 7):  # the last one is beyond the end, and jax writes where it fits
         x = rng.normal(size=(2, 1, 3)).astype(np.float32)
         want = jax.jit(step)({}, {"x": x, "cache/0": expected, "position": np.int32(position)})
         found = call("decode", {"x": x, "cache/0": cache, "position": np.int32(position)})
