@@ -98,7 +98,11 @@ def make_artifact(directory: Path) -> None:
 
     live = live_model()
     source = exported(live.plan, live.variables, live.examples(2), {"run": "none", "step": 0}, max_batch=2)
-    exporters: dict[str, Exporter] = {"stablehlo": StableHLO(platforms=("cpu",)), "onnx": ONNX(), "hf": HF(tokenizer=False)}
+    exporters: dict[str, Exporter] = {
+        "stablehlo": StableHLO(platforms=("cpu",)),
+        "onnx": ONNX(),
+        "hf": HF(tokenizer=False),
+    }
     with artifact.new(directory) as place:
         artifact.fill(place, source, exporters, {"tokenizer": None})
 
@@ -233,8 +237,12 @@ def compare(directory: Path, torch_python: Path, rounds: int) -> int:
     script = Path(__file__).absolute()
     commands = {s: [sys.executable, str(script), "--artifact", str(directory), "--serve", s] for s in (*FORMATS, LIVE)}
     if torch_python.exists():
-        other = script.with_name("torch_llama.py")
-        commands |= {s: [str(torch_python), str(other), s, str(directory / "hf"), "--cache", str(CACHE)] for s in TORCH}
+        other = script.with_name(
+            "torch_llama.py"
+        )  # -P: transformers would import our kernels.py, beside it, as a package of its own
+        commands |= {
+            s: [str(torch_python), "-P", str(other), s, str(directory / "hf"), "--cache", str(CACHE)] for s in TORCH
+        }
     else:
         print(f"torch is left out: there is no {torch_python}; `make .venv-parity/.ready` makes it", flush=True)
     sides = {name: Side(name, command) for name, command in commands.items()}

@@ -49,7 +49,7 @@ class Model:
             for layer in self._cache.layers:  # the next call writes to the same place
                 layer.cumulative_length.fill_(tokens - 1)
         else:
-            self._cache.crop(tokens - 1)
+            self._cache.crop(-1)  # the newest
 
     def _call(self, ids: Any, start: int) -> None:
         places = torch.arange(start, start + ids.shape[1])[None]
