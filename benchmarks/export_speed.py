@@ -33,7 +33,7 @@ from assay.kinds import Exporter
 VOCAB, CACHE, SMALL_CACHE = 8192, 1024, 128
 LAYERS, KV_HEADS, HEAD_DIM, GROUP = 8, 4, 64, 2
 PREFILL, CONTEXTS, NEAR, FAR = 128, (64, 512, 1024), 64, 960
-CALLS, PAUSE = 20, 0.03
+PAUSE = 0.03
 FORMATS, LIVE, TORCH = ("onnx", "stablehlo"), "live", ("eager", "sdpa", "sdpa_static")
 FASTER, MILLISECONDS, CONTEXT_COST, SLACK = 1.2, 7.0, 1.1, 0.05
 EXPERIMENT = f"""
@@ -113,7 +113,7 @@ class Ours:
     def __init__(self, side: str, directory: Path) -> None:
         from assay_export import bench, manifest, run
         from assay_export.bench_sides import decoding
-        from assay_export.runners import exporter_of
+        from assay_export.named import exporter_of
 
         content = manifest.read(directory)
         self._signatures = {name: manifest.signature_of(content, name) for name in ("prefill", "decode")}
@@ -122,7 +122,7 @@ class Ours:
             step = decoding(live_model())
             self._call: Any = lambda program, inputs: step(inputs)
         else:
-            self._call = run.load(directory, side, exporter_of(side).loader())
+            self._call = run.load(directory, side, exporter_of(content, side).loader())
 
     def ask(self, do: str, tokens: int, cache: int) -> None:
         """One call, to the end of it; the cache that it gives goes into the next one."""
@@ -163,7 +163,7 @@ class Side:
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         print(f"{name}: {self._answer()}", flush=True)
 
-    def ask(self, do: str, tokens: int, cache: int = CACHE, calls: int = CALLS) -> float:
+    def ask(self, do: str, tokens: int, cache: int = CACHE, *, calls: int) -> float:
         """Milliseconds of a call, the median of some."""
         assert self._process.stdin is not None
         time.sleep(PAUSE)
@@ -221,6 +221,7 @@ def main() -> int:
         help="an interpreter with torch and transformers (default: that of `make .venv-parity/.ready`)",
     )
     parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--calls", type=int, default=20, help="decode steps of a turn; a prefill turn has three calls")
     parser.add_argument("--serve", choices=[*FORMATS, LIVE], help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.serve:
@@ -229,10 +230,10 @@ def main() -> int:
         directory = args.artifact or Path(temporary, "artifact")
         if not directory.exists():
             make_artifact(directory)
-        return compare(directory, args.torch_python, args.rounds)
+        return compare(directory, args.torch_python, args.rounds, args.calls)
 
 
-def compare(directory: Path, torch_python: Path, rounds: int) -> int:
+def compare(directory: Path, torch_python: Path, rounds: int, calls: int) -> int:
     """Start the sides, ask them in turns, and print what was found."""
     script = Path(__file__).absolute()
     commands = {s: [sys.executable, str(script), "--artifact", str(directory), "--serve", s] for s in (*FORMATS, LIVE)}
@@ -250,10 +251,10 @@ def compare(directory: Path, torch_python: Path, rounds: int) -> int:
     read, speed = [], []
     for number in range(rounds):
         for name, side in sides.items():
-            asked = {f"decode {c}": (side.ask("decode", c)) for c in (*CONTEXTS, FAR)}
+            asked = {f"decode {c}": side.ask("decode", c, calls=calls) for c in (*CONTEXTS, FAR)}
             asked["prefill"] = side.ask("prefill", PREFILL, calls=3)
             if name in FORMATS or name == LIVE:
-                asked["small"] = side.ask("decode", NEAR, SMALL_CACHE)
+                asked["small"] = side.ask("decode", NEAR, SMALL_CACHE, calls=calls)
             for what, milliseconds in asked.items():
                 found.setdefault((name, what), []).append(milliseconds)
         milliseconds, rate = floor(directory)

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from assay.errors import ExportError
-from assay.exported import Dim, Signature
-from assay_export.cases import OUTPUT, empty
+from assay.exported import OUTPUT, Dim, Signature
+from assay_export.cases import empty
 
 TURN = 0.05
 """Seconds that a turn of one format takes, about; it has one call at least, and CALLS at most."""

@@ -8,22 +8,23 @@ from typing import Any
 import jax
 
 from assay.errors import AssayError, ExportError
+from assay.exported import OUTPUT, TOKENS
 from assay.kinds import Exporter
 from assay.runs import open_run
 from assay.train.launch import restored
 from assay_export import run
 from assay_export.bench import Call
 from assay_export.live import Live
+from assay_export.manifest import FAILED, format_status
+from assay_export.named import exporter_of
 from assay_export.parity import unchecked
-from assay_export.programs import OUTPUT, TOKENS
-from assay_export.runners import exporter_of
 from assay_kernels import using
 
 
 def formats(
     artifact: Path, content: Mapping[str, Any], wanted: Sequence[str] | None, report: Callable[[str], None]
 ) -> dict[str, Call]:
-    """Format -> its programs in this process; those that cannot run here are left out and reported, unless they were asked for.
+    """Format -> its programs in this process; those that failed or cannot run here are left out and reported, unless they were asked for.
 
     wanted: None for all there are. Raises ExportError for one that is not there or cannot run, and where none is left.
     """
@@ -32,16 +33,24 @@ def formats(
         raise ExportError(f"{artifact} has no format '{absent[0]}'; it has {', '.join(content['formats'])}")
     found = {}
     for name in wanted or content["formats"]:
-        lacking = unchecked(content["formats"][name]["requirements"], 0.0)
-        if lacking is None:
-            found[name] = _loaded(artifact, name, exporter_of(name))
+        why = _in_the_way(content, name)
+        if why is None:
+            found[name] = _loaded(artifact, name, exporter_of(content, name))
         elif wanted:
-            raise ExportError(f"{name}: {lacking.unchecked}; install it, or leave the format out")
+            raise ExportError(f"{name} cannot be measured: {why}")
         else:
-            report(f"{name} is not measured: {lacking.unchecked}")
+            report(f"{name} is not measured: {why}")
     if not found:
-        raise ExportError(f"{artifact}: nothing that its formats need is installed here")
+        raise ExportError(f"{artifact}: none of its formats can be measured here: {why}")
     return found
+
+
+def _in_the_way(content: Mapping[str, Any], name: str) -> str | None:
+    """Why a format cannot be measured: it failed the gate, or what it needs is not installed."""
+    if format_status(content, name) == FAILED:
+        return "it is marked failed, since it differs from its model; export the run again"
+    lacking = unchecked(content["formats"][name]["requirements"], 0.0)
+    return None if lacking is None else lacking.unchecked
 
 
 def _loaded(artifact: Path, name: str, exporter: Exporter) -> Call:
