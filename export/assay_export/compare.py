@@ -1,6 +1,7 @@
 """How far an artifact's output is from the live one's."""
 
 import dataclasses
+import math
 from typing import Any
 
 import numpy as np
@@ -29,7 +30,39 @@ class Difference:
         return max(self.max_abs, self.norm, self.margin) <= bound
 
 
+BLOCK = 1 << 20  # numbers that are compared at once
 INFINITE = Difference(float("inf"), float("inf"), None, float("inf"))
+
+
+def difference(found: Any, live: Any) -> Difference:
+    """Between two arrays. Shapes that differ and numbers that are not finite are infinitely far.
+
+    Computed in float64, some rows at a time: of a language model both are large.
+    """
+    found, live = np.asarray(found), np.asarray(live)
+    if found.shape != live.shape:
+        return INFINITE
+    ranked = live.ndim > 1 and live.shape[-1] > 1 and live.size > 0
+    rows = [x.reshape(-1, x.shape[-1] if ranked else 1) for x in (found, live)]
+    step = max(1, BLOCK // rows[0].shape[1])
+    most = scale = margin = off_squared = live_squared = same = 0.0
+    for start in range(0, len(rows[0]), step):
+        ours, theirs = (x[start : start + step].astype(np.float64) for x in reversed(rows))
+        if not (np.isfinite(ours).all() and np.isfinite(theirs).all()):
+            return INFINITE
+        if ranked:
+            right, taken = (np.argmax(x, axis=1, keepdims=True) for x in (ours, theirs))
+            same += np.count_nonzero(right == taken)
+            leads = np.take_along_axis(ours, right, 1) - np.take_along_axis(ours, taken, 1)
+            margin = max(margin, float(np.max(leads)))
+        theirs, ours = _without_masked(theirs, ours)
+        off = np.abs(theirs - ours)
+        most, scale = max(most, float(np.max(off))), max(scale, float(np.max(np.abs(ours))))
+        off_squared += float(np.sum(np.square(off)))
+        live_squared += float(np.sum(np.square(ours)))
+    scale, norm = scale or 1.0, math.sqrt(live_squared) or 1.0
+    argmax = same / len(rows[0]) if ranked else None
+    return Difference(most / scale, math.sqrt(off_squared) / norm, argmax, margin / scale)
 
 
 def _without_masked(found: np.ndarray, live: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -39,28 +72,3 @@ def _without_masked(found: np.ndarray, live: np.ndarray) -> tuple[np.ndarray, np
     """
     masked = (live < -1e20) & (found < -1e4)
     return np.where(masked, 0, found), np.where(masked, 0, live)
-
-
-def difference(found: Any, live: Any) -> Difference:
-    """Between two arrays. Shapes that differ and numbers that are not finite are infinitely far."""
-    found, live = (
-        np.asarray(x).astype(np.float64 if np.asarray(x).size < 1 << 24 else np.float32) for x in (found, live)
-    )
-    if found.shape != live.shape or not (np.isfinite(found).all() and np.isfinite(live).all()):
-        return INFINITE
-    argmax, margin = _ranks(found, live)
-    found, live = _without_masked(found, live)
-    off = np.abs(found - live)
-    scale, norm = float(np.max(np.abs(live), initial=0.0)) or 1.0, float(np.linalg.norm(live)) or 1.0
-    return Difference(
-        float(np.max(off, initial=0.0)) / scale, float(np.linalg.norm(off)) / norm, argmax, margin / scale
-    )
-
-
-def _ranks(found: np.ndarray, live: np.ndarray) -> tuple[float | None, float]:
-    """(share of positions of the same argmax, the largest live margin of the others)."""
-    if live.ndim < 2 or live.shape[-1] < 2 or not live.size:
-        return None, 0.0
-    taken, right = np.argmax(found, axis=-1, keepdims=True), np.argmax(live, axis=-1, keepdims=True)
-    margins = np.take_along_axis(live, right, -1) - np.take_along_axis(live, taken, -1)
-    return float(np.mean(taken == right)), float(np.max(margins))

@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
+from assay_export import compare
 from assay_export.compare import difference
 
 
@@ -62,3 +63,20 @@ def test_another_argmax_must_be_a_near_tie() -> None:
     assert difference(far, live).margin == 1.0
     slight = dataclasses.replace(difference(near, live), max_abs=0.0, norm=0.0)
     assert not slight.within(5e-4)
+
+
+@pytest.mark.parametrize("block", [1, 8, 24, 1 << 20])
+def test_large_outputs_are_compared_some_rows_at_a_time(block: int, monkeypatch) -> None:
+    rng = np.random.default_rng(0)
+    live, off = rng.normal(size=(5, 7, 8)), 0.3 * rng.normal(size=(5, 7, 8))
+    monkeypatch.setattr(compare, "BLOCK", block)
+    found = difference(live + off, live)
+    right, taken = live.argmax(-1), (live + off).argmax(-1)
+    leads = np.max(live, -1) - np.take_along_axis(live, taken[..., None], -1)[..., 0]
+    wanted = [
+        np.abs(off).max() / np.abs(live).max(),
+        np.linalg.norm(off) / np.linalg.norm(live),
+        np.mean(right == taken),
+    ]
+    np.testing.assert_allclose([found.max_abs, found.norm, found.argmax], wanted, rtol=1e-12)
+    assert found.margin == pytest.approx(leads.max() / np.abs(live).max())

@@ -159,6 +159,7 @@ class Checkpoints:
                 f"checkpoint {step} in {self.directory} is damaged: {', '.join(changed[:3])} "
                 "came back with other values than were saved; take another step"
             )
+        _give_memory_back()
         return jax.tree.unflatten(jax.tree.structure(abstract), [values[path] for path in wanted])
 
     def close(self) -> None:
@@ -210,9 +211,9 @@ class Checkpoints:
 
 
 def _give_memory_back() -> None:
-    """Return freed memory to the system, from the thread in the background, once the arrays are written.
+    """Return freed memory to the system, once the arrays are written (from the thread in the background) or read.
 
-    glibc keeps what threads have freed, here the buffers of the writers: without this, each save adds to the process for ever.
+    glibc keeps what threads have freed, here the buffers of writers and readers: without this, each save adds to the process for ever.
     """
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:

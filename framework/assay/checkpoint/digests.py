@@ -15,19 +15,15 @@ def digests(tree: Any) -> dict[str, int]:
     """Dotted path -> digest, for every array of `tree`. Waits for the device."""
     flat, _ = jax.tree_util.tree_flatten_with_path(tree)
     names = [jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in flat]
-    if not flat:
-        return {}
-    found = _digests([leaf for _, leaf in flat])
+    found = [_digest(leaf) for _, leaf in flat]
     return {name: int(np.asarray(value.addressable_data(0))) for name, value in zip(names, found, strict=True)}
 
 
 @jax.jit
-def _digests(leaves: list[Array]) -> list[UInt32[Array, ""]]:
-    return [_digest(leaf) for leaf in leaves]
-
-
 def _digest(x: Array) -> UInt32[Array, ""]:
-    """Sum over elements of their bits, mixed with their place, modulo 2^32: exact in any order.
+    """Of one array: a program for all would hold the words of all at once on a CPU.
+
+    Sum over elements of their bits, mixed with their place, modulo 2^32: exact in any order.
 
     Each element's word goes through the finaliser of MurmurHash3 after its place was added, so that neither a swap of two elements
     nor a change of one bit leaves the sum as it was, but for one case in 2^32.
