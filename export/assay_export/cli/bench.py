@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from assay import devices
 from assay.errors import ExportError
+from assay_export.cli.which import add_artifact, artifact_of
 
 if TYPE_CHECKING:
     from assay_export.bench import Call, Measured
@@ -22,14 +23,14 @@ HELP = (
     "are those at the median. The first call, which loads and compiles, stands alone."
 )
 EXAMPLE = (
-    "assay bench model\n  assay bench model --format onnx --program decode --batch 1 --seq 64,512\n"
+    "assay bench latest\n  assay bench model --format onnx --program decode --batch 1 --seq 64,512\n"
     "  assay bench model --json bench.json --plot bench.png"
 )
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The artifact, what of it, at what sizes, and where the results go."""
-    parser.add_argument("artifact", type=Path, metavar="ARTIFACT", help="a directory that `assay export` made")
+    add_artifact(parser)
     parser.add_argument("--format", type=_names, metavar="FORMAT,…", help="formats (default: all that can run here)")
     parser.add_argument("--program", type=_names, metavar="NAME,…", help="programs (default: all)")
     parser.add_argument("--batch", type=_sizes, metavar="N,…", help="rows at once (default: 1 and 8)")
@@ -46,7 +47,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=True,
         help="the model of the artifact's run beside it, if it is still there (default: yes)",
     )
-    parser.add_argument("--root", type=Path, metavar="DIR", help="where runs are kept (default: ASSAY_RUNS, or ./runs)")
     parser.add_argument("--json", type=Path, metavar="F.json", help="where to write results, machine and versions")
     parser.add_argument("--plot", type=Path, metavar="F.png", help="where to draw milliseconds by length")
 
@@ -67,6 +67,7 @@ def run(args: argparse.Namespace) -> int:
     _check(args)
     from assay_export import artifact, manifest
 
+    args.artifact = artifact_of(args)
     content = artifact.opened(args.artifact)
     devices.configure()
     from assay_export import bench, bench_report, bench_sides
