@@ -56,6 +56,8 @@ def exported(
     programs, notes = _fitted(forward, shapes, _tensors(plan, inputs, length), dims)
     if length:
         decoding, further = _decoding(plan, module, shapes, dims, max_length or length)
+        if decoding and "seq" not in programs[0].signature.dims:
+            decoding, further = [], ["prefill and decode are left out: forward is of one length, and they are checked at many"]
         programs, notes = [*programs, *decoding], [*notes, *further]
         if max_length and max_length < length:
             notes.append(
@@ -240,17 +242,16 @@ def _decoding(
         "prefill": (functools.partial(_prefill, decode), {TOKENS: tokens}, (("seq", "cache"),) if cached else ()),
         "decode": (decode, {TOKENS: Tensor(("batch", 1), "int32", plan.spec.vocab_size), "position": place}, ()),
     }
-    programs, notes = [], []
+    programs = []
     for name, (function, inputs, at_most) in wanted.items():
         try:
             signature = _signature(function, weights, {**inputs, **cache}, dims, tuple(cache), at_most)
         except (AssayError, MemoryError):
             raise
-        except Exception as error:
-            notes.append(f"{name} is left out: {_reason(error)}")
-        else:
-            programs.append(Program(name, function, signature))
-    return programs, notes
+        except Exception as error:  # one without the other decodes nothing
+            return [], [f"prefill and decode are left out: {name}: {_reason(error)}"]
+        programs.append(Program(name, function, signature))
+    return programs, []
 
 
 def _cache(module: Any, weights: Any, dtype: Any) -> tuple[Any, dict[str, Tensor]]:

@@ -13,6 +13,8 @@ from assay_export.bisect import first_difference
 from assay_export.cases import cases
 from assay_export.stablehlo.exporter import StableHLO
 
+from .conftest import made
+
 
 def with_weights(source: Exported, **changed: Any) -> Exported:
     return dataclasses.replace(source, weights={**source.weights, **changed})
@@ -85,6 +87,35 @@ def test_a_program_that_nothing_compares_is_not_let_through(decoder, tmp_path, m
     monkeypatch.setattr(parity, "cases", lambda source: [c for c in cases(source) if c.kind == "forward"])
     checked = decoder.checked(tmp_path / "artifact")
     assert checked.problems == [f"{name} was exported, and nothing compared it" for name in ("prefill", "decode")]
+
+
+@pytest.mark.parametrize(("tokens", "program"), [(1, "decode"), (None, "prefill")])
+def test_what_cannot_be_checked_is_left_out(tokens, program, tmp_path, monkeypatch) -> None:
+    right = transformer.Decoder.decode
+
+    def decode(self: Any, inputs: Any, *rest: Any) -> Any:
+        if (inputs.shape[1] == 1) == (tokens == 1):
+            raise TypeError("not with these")
+        return right(self, inputs, *rest)
+
+    monkeypatch.setattr(transformer.Decoder, "decode", decode)
+    found = made("transformer", max_batch=1, max_length=5)
+    assert [p.name for p in found.source.programs] == ["forward"]
+    assert f"prefill and decode are left out: {program}: TypeError: not with these" in found.source.notes
+
+
+def test_decoding_needs_a_forward_of_many_lengths(tmp_path, monkeypatch) -> None:
+    right = transformer.Decoder.__call__
+
+    def call(self: Any, batch: Any, **options: Any) -> Any:
+        batch["inputs"].shape[1].__index__()
+        return right(self, batch, **options)
+
+    monkeypatch.setattr(transformer.Decoder, "__call__", call)
+    found = made("transformer", max_batch=1, max_length=5)
+    assert [p.name for p in found.source.programs] == ["forward"]
+    assert "prefill and decode are left out: forward is of one length, and they are checked at many" in found.source.notes
+    assert found.checked(tmp_path / "artifact").problems == []
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ RUNTIME_OPSET, RUNTIME = 23, "1.23"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ONNX:
-    """`PROGRAM.onnx` for every program that converts, and their weights in `weights.data` (so no file meets protobuf's 2 GB).
+    """`PROGRAM.onnx` for every program, and their weights in `weights.data` (so no file meets protobuf's 2 GB).
 
     opset: of the graphs, from 18. dtype: float32 or float16 throughout, or bfloat16: weights in it, arithmetic in float32, since
     onnxruntime has few operations in bfloat16. It does not depend on the dtype of the checkpoint.
@@ -34,7 +34,7 @@ class ONNX:
             raise ValueError(f"opset = {self.opset}: must be at least {OLDEST}")
 
     def write(self, source: Exported, directory: Path) -> Written:
-        """Raises ExportError naming the operation where `forward` does not convert; other programs are left out, with a note."""
+        """Raises ExportError naming the operation where `forward` does not convert; prefill and decode are written both or not at all."""
         _needs("onnx", "onnxruntime")
         from assay_export.onnx import stored
         from assay_export.onnx.convert import convert
@@ -61,8 +61,11 @@ class ONNX:
                 except ExportError as error:
                     if program is source.programs[0] or isinstance(error, ConverterError):
                         raise
-                    notes.append(str(error))
-                    continue
+                    for name in list(facts)[1:]:  # prefill: one without the other decodes nothing
+                        del facts[name]
+                        (directory / f"{name}.onnx").unlink()
+                    notes.append(f"prefill and decode are left out: {error}")
+                    break
                 facts[program.name] = dataclasses.asdict(found)
             version = converter.version
         stated = {"programs": facts, "opset": self.opset, "dtype": self.dtype, "jax2onnx": version}

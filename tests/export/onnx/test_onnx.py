@@ -2,6 +2,7 @@
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,12 +16,14 @@ from assay.errors import ExportError
 from assay.exported import Dim, Program, Signature, Tensor
 from assay_export.onnx import passes, stored
 from assay_export.onnx.check import Wrong, _fitting, check, compare
-from assay_export.onnx.convert import convert
+from assay_export.onnx.convert import Converted, convert
 from assay_export.onnx.converter import Converter
 from assay_export.onnx.dtypes import in_dtype
 from assay_export.onnx.exporter import ONNX
 from assay_export.onnx.job import Job
 from assay_export.onnx.rewrite import Unsupported, rewritten
+
+from ..conftest import Model
 
 X = Tensor(("batch", 4), "float32")
 DIMS = {"batch": Dim(1, 6)}
@@ -211,6 +214,23 @@ def test_a_program_becomes_a_file_that_says_what_it_is(converter: Converter, tmp
     with pytest.raises(ExportError, match="refused cannot be exported to ONNX: operation pure_callback"):
         convert(refused, {}, weights, tmp_path, **settings)
     assert not (tmp_path / "refused.onnx").exists()
+
+
+@pytest.mark.parametrize("refused", ["prefill", "decode"])
+def test_prefill_and_decode_are_written_both_or_not_at_all(
+    refused: str, decoder: Model, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def converted(program: Program, dims: Any, weights: Any, directory: Path, **settings: Any) -> Converted:
+        if program.name == refused:
+            raise ExportError(f"{refused} cannot be exported to ONNX")
+        (directory / f"{program.name}.onnx").touch()
+        return Converted("plain", 0.0, {})
+
+    monkeypatch.setattr("assay_export.onnx.convert.convert", converted)
+    written = ONNX().write(decoder.source, tmp_path)
+    assert written.programs == ("forward",)
+    assert written.notes == (f"prefill and decode are left out: {refused} cannot be exported to ONNX",)
+    assert [path.name for path in tmp_path.glob("*.onnx")] == ["forward.onnx"]
 
 
 def test_a_python_without_the_converter_is_told_how_to_get_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
