@@ -53,13 +53,17 @@ def _check_shape(label: str, found: Any, shape: Any, sizes: dict[str, int], dims
 
 
 def _cast(label: str, array: Any, want: Any, sizes: dict[str, int]) -> Any:
-    floating, dtype = want["dtype"].startswith(("float", "bfloat")), str(array.dtype)
-    if dtype.startswith(("float", "bfloat")) != floating or (dtype == "bool") != (want["dtype"] == "bool"):
+    dtypes = str(array.dtype), want["dtype"]
+    found, kind = (name.lstrip("bu").rstrip("0123456789") for name in dtypes)  # bfloat16 is a float, uint8 an int
+    if found != kind:
         raise ValueError(f"{label} is {array.dtype}; it must be {want['dtype']}")
-    below = sizes.get(want["below"], want["below"])
-    if below is not None and array.size and not 0 <= int(array.min()) <= int(array.max()) < below:
-        raise ValueError(f"{label} lies in {int(array.min())} … {int(array.max())}; it must lie in 0 … {below - 1}")
-    return array if floating else array.astype(want["dtype"])
+    if kind != "int":
+        return array
+    bounds, below = np.iinfo(want["dtype"]), sizes.get(want["below"], want["below"])
+    low, high = (int(bounds.min), int(bounds.max)) if below is None else (0, below - 1)
+    if array.size and not low <= int(array.min()) <= int(array.max()) <= high:
+        raise ValueError(f"{label} lies in {int(array.min())} … {int(array.max())}; it must lie in {low} … {high}")
+    return array.astype(want["dtype"])
 
 
 def main() -> None:

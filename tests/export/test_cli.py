@@ -20,7 +20,8 @@ from assay.errors import ExportError
 from assay.exported import Exported, Written
 from assay.runs import open_run
 from assay.train.launch import start
-from assay_export import artifact, manifest, runners
+from assay_export import artifact, manifest, run, runners
+from assay_export.cli import predict
 from assay_export.stablehlo.exporter import StableHLO
 
 from .conftest import CLASSES, COMMON, model
@@ -339,12 +340,43 @@ def test_an_export_that_differs_is_marked_failed(runs, tmp_path, monkeypatch, ca
         ("in.npz", b"PK\x03\x04 cut", "cannot be read as named arrays"),
         ("in.npz", b"", "cannot be read as named arrays"),
         ("none.npz", None, "No such file"),
+        ("in.json", b"[" * 100_000, "cannot be read as named arrays"),
+        ("in.json", b'{"image": [1%s]}' % (b"0" * 400), "cannot be read as named arrays"),
     ],
 )
 def test_inputs_that_cannot_be_read_are_refused(name, content, message, made, tmp_path, capsys) -> None:
     if content is not None:
         (tmp_path / name).write_bytes(content)
     assert message in said(capsys, "predict", made, "--input", tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("numbers", "message"),
+    [
+        ("[0, 3, 2147483647]", None),
+        ("[0, 1.5, 2]", "input 'nodes' is float64; it must be int32"),
+        ("[0, 4294967296, 2]", "input 'nodes' lies in 0 … 4294967296; it must lie in -2147483648 … 2147483647"),
+        ("[0, 1%s, 2]" % ("0" * 30), "input 'nodes' is object; it must be int32"),
+        ('["a", "b", "c"]', "input 'nodes' is <U1; it must be int32"),
+    ],
+)
+def test_integers_are_taken_as_they_are_or_not_at_all(numbers, message, tmp_path) -> None:
+    signature = {"inputs": {"nodes": {"shape": [3], "dtype": "int32", "below": None}}, "outputs": {}}
+    content = {"programs": {"forward": {**signature, "donated": [], "at_most": []}}, "dims": {}}
+    (tmp_path / "in.json").write_text(f'{{"nodes": {numbers}}}')
+    inputs = predict._read(tmp_path / "in.json", content, "forward")
+    if message is None:
+        assert run.checked(content, "forward", inputs)["nodes"].dtype == np.int32
+    else:
+        with pytest.raises(ValueError, match=re.escape(message)):
+            run.checked(content, "forward", inputs)
+
+
+@pytest.mark.parametrize("dtype", ["complex64", "bool", "float32"])
+def test_arrays_of_another_kind_are_refused(dtype) -> None:
+    signature = {"inputs": {"nodes": {"shape": [3], "dtype": "int32", "below": None}}, "at_most": []}
+    with pytest.raises(ValueError, match=f"input 'nodes' is {dtype}; it must be int32"):
+        run.checked({"programs": {"forward": signature}, "dims": {}}, "forward", {"nodes": np.zeros(3, dtype)})
 
 
 def test_text_needs_a_tokenizer(made, capsys) -> None:

@@ -12,6 +12,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from assay.errors import ExportError
+from assay.exported import FLOATS
 from assay.runs.files import replacing
 from assay_export.cli.which import add_artifact, artifact_of
 
@@ -24,6 +25,12 @@ EXAMPLE = (
     'assay predict model --input rows.npz --output logits.npz\n  assay predict model --text "def " --length 40\n'
     "  assay predict model --input rows.json --format onnx"
 )
+
+UNREADABLE = (
+    *(OSError, ValueError, AttributeError, TypeError, OverflowError, RecursionError),
+    *(EOFError, zipfile.BadZipFile, zlib.error),
+)
+"""What numpy and json raise for a file that is none of theirs."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -121,13 +128,10 @@ def _read(path: Path, content: Any, program: str) -> dict[str, np.ndarray]:
         if path.suffix == ".npy":
             return {next(iter(inputs)): np.load(path, allow_pickle=False)}
         found = json.loads(path.read_text(encoding="utf-8"))
-        return {n: np.asarray(x, _dtype(inputs[n].dtype) if n in inputs else None) for n, x in found.items()}
-    except (OSError, ValueError, AttributeError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        floating = {n for n, t in inputs.items() if t.dtype in FLOATS}  # where JSON may say 1; an integer is no 1.5
+        return {n: np.asarray(x, np.float32 if n in floating else None) for n, x in found.items()}
+    except UNREADABLE as error:
         raise ExportError(f"{path} cannot be read as named arrays: {error}; give .npz, .npy or .json") from error
-
-
-def _dtype(name: str) -> str:
-    return "float32" if name == "bfloat16" else name
 
 
 def _plain(outputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
