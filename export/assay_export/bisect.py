@@ -15,14 +15,14 @@ import numpy as np
 from flax import nnx
 
 from assay.errors import ExportError
-from assay.exported import OUTPUT, Exported, Program, Tensor
+from assay.exported import OUTPUT, Exported, Program, Signature, Tensor
 from assay.kinds import Exporter
 from assay.network import make_network
 from assay_export import artifact, manifest, weights
 from assay_export.cases import cases
 from assay_export.compare import difference
 from assay_export.live import Live
-from assay_export.programs import module_of
+from assay_export.programs import module_of, reason_of, with_unread
 from assay_export.runners import Process
 from assay_kernels import force, ops
 
@@ -31,13 +31,14 @@ def first_difference(directory: Path, name: str, exporter: Exporter, source: Exp
     """A sentence that names the first layer whose output differs by more than the bound, in forward on the real examples."""
     try:
         return f"{name}: {_first(directory, name, exporter, source, live)}"
-    except ExportError as error:
-        return f"{name}: its layers cannot be exported one by one: {error}"
+    except Exception as error:  # of whatever the model's code is: what was compared before must not be lost for it
+        problem = str(error) if isinstance(error, ExportError) else reason_of(error)
+        return f"{name}: its layers cannot be exported one by one: {problem}"
 
 
 def _first(directory: Path, name: str, exporter: Exporter, source: Exported, live: Live) -> str:
     forward = source.program("forward")
-    program = Program("forward", _Layers(live), forward.signature)
+    program = Program("forward", _Layers(live, forward.signature), forward.signature)
     rows = next(cases(source)).inputs
     here = {path: np.asarray(w) for path, w in source.weights.items()}
     expected = jax.jit(program.function)(here, rows)
@@ -62,18 +63,25 @@ def _first(directory: Path, name: str, exporter: Exporter, source: Exported, liv
 class _Layers:
     """The forward program with each layer's output, in the order of the calls: "007 blocks/1/attention"."""
 
-    def __init__(self, live: Live) -> None:
-        model: Any = live.plan.experiment.model
-        if getattr(model, "remat", "none") != "none":  # what is computed again is out of sight
-            model = dataclasses.replace(model, remat="none")
+    def __init__(self, live: Live, signature: Signature) -> None:
+        model = _without_remat(live.plan.experiment.model)
         self._network, self._dtype = make_network(model, live.plan.spec), live.plan.experiment.compute_dtype
+        self._unread = {name: x for name, x in live.examples(1).items() if name not in signature.inputs}
 
     def __call__(self, weights: Mapping[str, Any], inputs: Mapping[str, Any]) -> dict[str, Any]:
         module = module_of(self._network, self._dtype, weights)
         found: dict[str, Any] = {}
         with force(**dict.fromkeys(ops(), "reference")), _captured(module, found):
-            output = module(dict(inputs), train=False, rngs=None)
+            output = module(with_unread(self._unread, inputs), train=False, rngs=None)
         return {**found, OUTPUT: output}
+
+
+def _without_remat(model: Any) -> Any:
+    """The model, and those in it: what is computed again is out of sight."""
+    if not dataclasses.is_dataclass(model) or isinstance(model, type):
+        return model
+    held = {field.name: getattr(model, field.name) for field in dataclasses.fields(model) if field.init}
+    return dataclasses.replace(model, **{k: "none" if k == "remat" else _without_remat(v) for k, v in held.items()})
 
 
 @contextlib.contextmanager
@@ -101,7 +109,7 @@ def _noting(call: Any, names: Mapping[int, str], found: dict[str, Any]) -> Any:
     return noted
 
 
-def _with_outputs(signature: Any, outputs: Mapping[str, Any]) -> Any:
+def _with_outputs(signature: Signature, outputs: Mapping[str, Any]) -> Signature:
     found = {name: Tensor(tuple(x.shape), x.dtype.name) for name, x in outputs.items()}
     return dataclasses.replace(signature, outputs={OUTPUT: found.pop(OUTPUT), **found})
 

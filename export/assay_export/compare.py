@@ -31,13 +31,15 @@ class Difference:
 
 
 BLOCK = 1 << 20  # numbers that are compared at once
+NEVER = -1e30  # below every logit, and a number
 INFINITE = Difference(float("inf"), float("inf"), None, float("inf"))
 
 
 def difference(found: Any, live: Any) -> Difference:
     """Between two arrays. Shapes that differ and numbers that are not finite are infinitely far.
 
-    Computed in float64, some rows at a time: of a language model both are large.
+    Left out is what both mask: the live number is below -1e20, -infinity too, and the other below -1e4 (fp16 has no -1e30). A logit that
+    says "never" is no magnitude that others are measured by. Computed in float64, some rows at a time: of a language model both are large.
     """
     found, live = np.asarray(found), np.asarray(live)
     if found.shape != live.shape:
@@ -48,14 +50,16 @@ def difference(found: Any, live: Any) -> Difference:
     most = scale = margin = off_squared = live_squared = same = 0.0
     for start in range(0, len(rows[0]), step):
         ours, theirs = (x[start : start + step].astype(np.float64) for x in reversed(rows))
-        if not (np.isfinite(ours).all() and np.isfinite(theirs).all()):
+        masked = (ours < -1e20) & (theirs < -1e4)
+        if not (np.isfinite(ours) & np.isfinite(theirs) | masked).all():
             return INFINITE
+        ours, theirs = (np.where(masked, NEVER, x) for x in (ours, theirs))
         if ranked:
             right, taken = (np.argmax(x, axis=1, keepdims=True) for x in (ours, theirs))
             same += np.count_nonzero(right == taken)
             leads = np.take_along_axis(ours, right, 1) - np.take_along_axis(ours, taken, 1)
             margin = max(margin, float(np.max(leads)))
-        theirs, ours = _without_masked(theirs, ours)
+        ours, theirs = (np.where(masked, 0, x) for x in (ours, theirs))
         off = np.abs(theirs - ours)
         most, scale = max(most, float(np.max(off))), max(scale, float(np.max(np.abs(ours))))
         off_squared += float(np.sum(np.square(off)))
@@ -63,12 +67,3 @@ def difference(found: Any, live: Any) -> Difference:
     scale, norm = scale or 1.0, math.sqrt(live_squared) or 1.0
     argmax = same / len(rows[0]) if ranked else None
     return Difference(most / scale, math.sqrt(off_squared) / norm, argmax, margin / scale)
-
-
-def _without_masked(found: np.ndarray, live: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Both with 0 where both are masked: where the live number is below -1e20, and the other below -1e4 (fp16 has no -1e30).
-
-    A logit that says "never" is no magnitude that others are measured by.
-    """
-    masked = (live < -1e20) & (found < -1e4)
-    return np.where(masked, 0, found), np.where(masked, 0, live)

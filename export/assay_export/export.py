@@ -132,4 +132,4 @@ def _held(source: Exported, programs: Sequence[str]) -> Exported:
 
 def _changes(effects: Sequence[Effect]) -> dict[str, Any]:
     """The manifest's entry on transforms."""
-    return {"transforms": [dataclasses.asdict(effect) for effect in effects]} if effects else {}
+    return {"transforms": [effect.json() for effect in effects]} if effects else {}

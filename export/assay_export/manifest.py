@@ -6,6 +6,7 @@ Reading it executes nothing. Its own digest is its last entry, so that a change 
 import dataclasses
 import hashlib
 import json
+import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -100,6 +101,15 @@ def signature_of(content: Mapping[str, Any], program: str) -> Signature:
     found = content["programs"][program]
     inputs, outputs = ({n: _tensor(t) for n, t in found[side].items()} for side in ("inputs", "outputs"))
     return Signature(inputs, outputs, tuple(found["donated"]), tuple((a, b) for a, b in found["at_most"]))
+
+
+def finite(value: Any) -> Any:
+    """As JSON has it: numbers that are not finite are None."""
+    if isinstance(value, dict):
+        return {k: finite(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def format_status(content: Mapping[str, Any], name: str) -> str:

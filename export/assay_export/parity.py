@@ -20,7 +20,7 @@ from assay.kinds import Exporter
 from assay_export.cases import MOST_NUMBERS, Case, cases, played, steps_case
 from assay_export.compare import Difference, difference
 from assay_export.live import Live, Scores
-from assay_export.manifest import FAILED, UNVERIFIED, VERIFIED
+from assay_export.manifest import FAILED, UNVERIFIED, VERIFIED, finite
 from assay_export.runners import Process
 
 EXAMPLES = 512
@@ -152,15 +152,7 @@ def problem_of(row: Mapping[str, Any], bound: float) -> str:
 
 def json_of(found: Mapping[str, Checked]) -> dict[str, Any]:
     """The content of parity.json; numbers that are not finite are None."""
-    return {name: _finite(dataclasses.asdict(checked)) for name, checked in found.items()}
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {k: _finite(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(v) for v in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    return {name: finite(dataclasses.asdict(checked)) for name, checked in found.items()}
 
 
 def _all(source: Exported, run: Runner, signatures: Mapping[str, Signature]) -> Iterator[tuple[Case, np.ndarray]]:
@@ -216,6 +208,12 @@ def metric_problems(metrics: Mapping[str, tuple[float, float]], bound: float, tu
     return [
         f"{name} is {found:.6f}, and {live:.6f} of the live model"
         for name, (found, live) in metrics.items()
-        if not (math.isnan(found) and math.isnan(live))
-        and not abs(found - live) <= max(bound * max(1.0, abs(live)), turned * (1 + 1e-6))
+        if not _near(found, live, max(bound * max(1.0, abs(live)), turned * (1 + 1e-6)))
     ]
+
+
+def _near(found: float, live: float, most: float) -> bool:
+    """Whether they differ by `most`; infinity is near itself alone, and NaN is near NaN."""
+    if math.isfinite(found) and math.isfinite(live):
+        return abs(found - live) <= most
+    return found == live or (math.isnan(found) and math.isnan(live))

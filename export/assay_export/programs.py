@@ -57,7 +57,10 @@ def exported(
     if length:
         decoding, further = _decoding(plan, module, shapes, dims, max_length or length)
         if decoding and "seq" not in programs[0].signature.dims:
-            decoding, further = [], ["prefill and decode are left out: forward is of one length, and they are checked at many"]
+            decoding, further = (
+                [],
+                ["prefill and decode are left out: forward is of one length, and they are checked at many"],
+            )
         programs, notes = [*programs, *decoding], [*notes, *further]
         if max_length and max_length < length:
             notes.append(
@@ -118,11 +121,14 @@ def module_of(network: Network, dtype: str, weights: Arrays) -> Any:
 
 
 def _forward(module: Any, unread: Mapping[str, Any], weights: Arrays, inputs: Arrays) -> dict[str, Any]:
-    """unread: inputs of which the network wants nothing but the shape; they are zeros."""
-    rows = next(iter(inputs.values())).shape[0]
-    zeros = {name: jnp.zeros((rows, *s.shape[1:]), s.dtype) for name, s in unread.items()}
     with force(**dict.fromkeys(ops(), "reference")):
-        return {OUTPUT: module(weights)({**zeros, **inputs}, train=False, rngs=None)}
+        return {OUTPUT: module(weights)(with_unread(unread, inputs), train=False, rngs=None)}
+
+
+def with_unread(unread: Mapping[str, Any], inputs: Arrays) -> dict[str, Any]:
+    """The inputs, and zeros for those of which the network wants nothing but the shape. unread: theirs, with any number of rows."""
+    rows = next(iter(inputs.values())).shape[0]
+    return {**{name: jnp.zeros((rows, *s.shape[1:]), s.dtype) for name, s in unread.items()}, **inputs}
 
 
 def _shown(plan: Plan, module: Any, shapes: Any) -> dict[str, jax.ShapeDtypeStruct]:
@@ -139,7 +145,7 @@ def _read(function: Any, weights: Any, inputs: Any) -> tuple[dict[str, Any], set
     except (AssayError, MemoryError):
         raise
     except Exception as error:
-        raise ExportError(f"the model cannot be exported: {_reason(error)}") from error
+        raise ExportError(f"the model cannot be exported: {reason_of(error)}") from error
     names = [("w", name) for name in sorted(weights)] + [("i", name) for name in sorted(inputs)]
     kept = {names[index] for index in found.module_kept_var_idx}
     return {n: s for n, s in inputs.items() if ("i", n) in kept}, {n for kind, n in kept if kind == "w"}
@@ -181,7 +187,7 @@ def _fitted(
         except (AssayError, MemoryError):
             raise
         except Exception as error:
-            reason = reason or _reason(error)
+            reason = reason or reason_of(error)
         else:
             return [Program("forward", attempt, signature)], [f"forward: {note}: {reason}"] if note else []
     raise ExportError(f"the model cannot be exported: {reason}")
@@ -196,7 +202,8 @@ def _by_row(function: Any, weights: Arrays, inputs: Arrays) -> dict[str, Any]:
     return jax.vmap(one)(dict(inputs))
 
 
-def _reason(error: Exception) -> str:
+def reason_of(error: Exception) -> str:
+    """Its kind, and the first line of what it says."""
     return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
 
 
@@ -249,7 +256,7 @@ def _decoding(
         except (AssayError, MemoryError):
             raise
         except Exception as error:  # one without the other decodes nothing
-            return [], [f"prefill and decode are left out: {name}: {_reason(error)}"]
+            return [], [f"prefill and decode are left out: {name}: {reason_of(error)}"]
         programs.append(Program(name, function, signature))
     return programs, []
 

@@ -1,6 +1,5 @@
 """An artifact with its StableHLO programs written anew, from the artifact alone: jax.export's files are read for six months only."""
 
-import dataclasses
 import functools
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -49,7 +48,7 @@ def refresh(
     source, kept, effects = of_artifact(again(directory, content), examples, transforms)
     for line in (line for effect in effects for line in effect.lines()):
         report(line)
-    changes = [*content.get("transforms", []), *map(dataclasses.asdict, effects)]
+    changes = [*content.get("transforms", []), *(effect.json() for effect in effects)]
     further = {"tokenizer": content.get("tokenizer"), **({"transforms": changes} if changes else {})}
     with artifact.new(out) as new:
         if content.get("tokenizer"):

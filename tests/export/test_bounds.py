@@ -79,6 +79,9 @@ def test_a_bfloat16_artifact_is_held_to_bfloat16(monkeypatch: pytest.MonkeyPatch
         (0.6, 0.5, 4e-2, 0.0, False),
         (float("nan"), 0.5, 2e-5, 0.0, False),
         (float("nan"), float("nan"), 2e-5, 0.0, True),
+        (float("inf"), float("inf"), 2e-5, 0.0, True),
+        (-float("inf"), float("inf"), 2e-5, 1.0, False),
+        (1e30, float("inf"), 2e-5, 1.0, False),
     ],
 )
 def test_metrics_move_no_further_than_outputs_explain(

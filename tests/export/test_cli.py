@@ -131,6 +131,9 @@ def test_nothing_is_written_over(made, runs, tmp_path, capsys) -> None:
     before = files(made)
     assert "exists and is not an empty directory" in said(capsys, "export", "latest", "--root", runs, "--out", made)
     assert "exists and is not an empty directory" in said(capsys, "artifact", "refresh", made, "--out", made)
+    assert "which it would damage; choose another" in said(
+        capsys, "artifact", "refresh", made, "--out", made / "stablehlo/again"
+    )
     assert files(made) == before
     (tmp_path / "file").write_text("mine")
     assert "exists and is not an empty directory" in said(

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from assay_export import compare
-from assay_export.compare import difference
+from assay_export.compare import Difference, difference
 
 
 def logits() -> np.ndarray:
@@ -23,11 +23,15 @@ def test_a_fault_is_seen_beside_a_mask() -> None:
     assert 2e-3 < difference(found, live).max_abs < 1e-2
 
 
-@pytest.mark.parametrize("mask", [-65504.0, -1e30])
-def test_a_mask_may_be_as_low_as_its_dtype_has_it(mask: float) -> None:
-    found = logits()
-    found[..., 6:] = mask
-    assert difference(found, logits()).max_abs == 0
+@pytest.mark.parametrize("live_mask", [-1e30, -np.inf])
+@pytest.mark.parametrize("mask", [-65504.0, -1e30, -np.inf])
+def test_a_mask_may_be_as_low_as_its_dtype_has_it(mask: float, live_mask: float) -> None:
+    found, live = logits(), logits()
+    found[..., 6:], live[..., 6:] = mask, live_mask
+    found[1], live[1] = mask, live_mask  # a row of nothing else
+    assert difference(found, live) == Difference(0.0, 0.0, 1.0, 0.0)
+    found[0, 0, 0] = mask
+    assert not difference(found, live).within(1e-2)
 
 
 def test_a_mask_that_is_lost_is_a_difference() -> None:

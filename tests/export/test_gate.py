@@ -13,7 +13,7 @@ from assay_export.bisect import first_difference
 from assay_export.cases import cases
 from assay_export.stablehlo.exporter import StableHLO
 
-from .conftest import made
+from .conftest import FAMILIES, made
 
 
 def with_weights(source: Exported, **changed: Any) -> Exported:
@@ -114,7 +114,9 @@ def test_decoding_needs_a_forward_of_many_lengths(tmp_path, monkeypatch) -> None
     monkeypatch.setattr(transformer.Decoder, "__call__", call)
     found = made("transformer", max_batch=1, max_length=5)
     assert [p.name for p in found.source.programs] == ["forward"]
-    assert "prefill and decode are left out: forward is of one length, and they are checked at many" in found.source.notes
+    assert (
+        "prefill and decode are left out: forward is of one length, and they are checked at many" in found.source.notes
+    )
     assert found.checked(tmp_path / "artifact").problems == []
 
 
@@ -125,6 +127,35 @@ def test_the_first_layer_that_differs_is_named(fault, layer, decoder, tmp_path) 
     place = decoder.artifact(tmp_path / "artifact", fault(decoder.source))
     found = first_difference(place, "stablehlo", StableHLO(), decoder.source, decoder.live)
     assert f"the first layer that differs is {layer}, by" in found
+
+
+@pytest.mark.parametrize(
+    ("family", "further", "weight", "layer"),
+    [
+        ("gcn", "", "layers/0/kernel", "layers/0"),  # the network asks for more than it reads
+        ("lora", "model.transformer.remat = 'full'\n", "base/tokens/embedding", "Embedding"),
+        ("bayesian_mlp", "", "guide/log_scale/kernel_1", None),  # row by row
+    ],
+)
+def test_every_family_has_a_first_layer_or_a_reason(family, further, weight, layer, tmp_path, monkeypatch) -> None:
+    monkeypatch.setitem(FAMILIES, family, FAMILIES[family] + further)
+    model = made(family, max_batch=2)
+    place = model.artifact(
+        tmp_path / "artifact", with_weights(model.source, **{weight: model.source.weights[weight] + 1})
+    )
+    found = first_difference(place, "stablehlo", StableHLO(), model.source, model.live)
+    said = f"the first layer that differs is {layer}, by" if layer else "its layers cannot be exported one by one: "
+    assert found.startswith(f"stablehlo: {said}")
+
+
+def test_a_layer_that_cannot_be_shown_costs_no_artifact(decoder, tmp_path, monkeypatch) -> None:
+    def broken(*arguments: Any) -> None:
+        raise KeyError("mask")
+
+    place = decoder.artifact(tmp_path / "artifact", swapped(decoder.source))
+    monkeypatch.setattr("assay_export.bisect.module_of", broken)
+    found = first_difference(place, "stablehlo", StableHLO(), decoder.source, decoder.live)
+    assert found == "stablehlo: its layers cannot be exported one by one: KeyError: 'mask'"
 
 
 def test_decoding_that_differs_is_not_laid_to_a_layer_of_forward(decoder, tmp_path) -> None:

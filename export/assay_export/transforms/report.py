@@ -13,6 +13,7 @@ from assay.exported import OUTPUT, Exported, as_stored, bound_of
 from assay.kinds import Transform
 from assay_export.compare import Difference, difference
 from assay_export.live import PRECISION, Call, Live
+from assay_export.manifest import finite
 from assay_export.stored import Kept
 
 BATCH = 32
@@ -63,6 +64,10 @@ class Effect:
             first += f"  weights by {self.of_bound:.2f} of what they may be"
         metrics = [f"{name} {live:.6f} -> {now:.6f}" for name, (live, now) in self.metrics.items()]
         return [first, *(f"{self.transform}: {line} over {self.examples} examples" for line in metrics)]
+
+    def json(self) -> dict[str, Any]:
+        """For the manifest."""
+        return dict(finite(dataclasses.asdict(self)))
 
 
 def transformed(

@@ -12,6 +12,7 @@ import pytest
 from assay import config, registry
 from assay.errors import ExportError, PluginError
 from assay.plan.plan import make_plan
+from assay_export.compare import INFINITE
 from assay_export.live import Live
 from assay_export.named import transform_of
 from assay_export.parity import unchecked
@@ -20,7 +21,7 @@ from assay_export.transforms.cast import Cast
 from assay_export.transforms.int4 import Int4
 from assay_export.transforms.int8 import Int8
 from assay_export.transforms.prune import Prune
-from assay_export.transforms.report import transformed
+from assay_export.transforms.report import Effect, transformed
 
 PLUGINS = {"int8": Int8, "int4": Int4, "cast": Cast, "prune": Prune}
 EXPERIMENT = """
@@ -120,6 +121,12 @@ def test_what_transforms_cost(tmp_path: Path) -> None:
     assert lines[0].startswith(f"int8: {size / 2**20:.2f} MiB -> ")
     assert lines[2].startswith("int8: accuracy ")
     json.dumps(dataclasses.asdict(both))
+
+
+def test_an_effect_that_is_no_number_can_be_written() -> None:
+    effect = Effect("int8", (2, 1), None, INFINITE, {"auc": (float("nan"), 0.5)}, 3)
+    found = json.loads(json.dumps(effect.json(), allow_nan=False))
+    assert (found["outputs"]["norm"], found["metrics"], found["bytes"]) == (None, {"auc": [None, 0.5]}, [2, 1])
 
 
 def test_a_format_whose_loader_cannot_run_here_is_not_compared() -> None:
