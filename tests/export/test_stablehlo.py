@@ -37,6 +37,20 @@ def test_static_modules_name_their_arguments(decoder: Model, decoder_artifact: P
     assert {a.removeprefix("weights/") for a in static["arguments"] if a.startswith("weights/")} == set(shapes)
 
 
+@pytest.mark.parametrize(
+    ("bucket", "message"),
+    [
+        ({"batch": 1, "seqs": 4}, "bucket seqs: sizes of this model are batch, seq, cache"),
+        ({"batch": 2}, "bucket batch = 2: must be from 1 to 1"),
+    ],
+)
+def test_a_bucket_of_sizes_that_there_are_not_is_refused(
+    bucket: dict[str, int], message: str, decoder: Model, tmp_path: Path
+) -> None:
+    with pytest.raises(ExportError, match=message):
+        StableHLO(platforms=("cpu",), buckets=[bucket]).write(decoder.source, tmp_path)
+
+
 def test_shapes_out_of_bounds_are_refused(decoder: Model, decoder_artifact: Path) -> None:
     runner = opened(decoder_artifact, "stablehlo", StableHLO())
     ids = np.zeros((1, 6), np.int32)

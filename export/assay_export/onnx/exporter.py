@@ -36,6 +36,11 @@ class ONNX:
     def write(self, source: Exported, directory: Path) -> Written:
         """Raises ExportError naming the operation where `forward` does not convert; prefill and decode are written both or not at all."""
         _needs("onnx", "onnxruntime")
+        import onnx
+
+        newest = onnx.defs.onnx_opset_version()
+        if self.opset > newest:
+            raise ExportError(f"opset = {self.opset}: the onnx that is installed knows those up to {newest}")
         from assay_export.onnx import stored
         from assay_export.onnx.convert import convert
         from assay_export.onnx.converter import Converter, ConverterError

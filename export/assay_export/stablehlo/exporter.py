@@ -41,6 +41,10 @@ class StableHLO:
         """`PROGRAM.jaxexport`, or `PROGRAM.PLATFORM.jaxexport`, and `static/PROGRAM-SIZES.mlirbc`. Raises ExportError."""
         from jax import version
 
+        known = {"batch", *source.dims}  # that of one row may be fixed
+        unknown = next((name for bucket in self.buckets for name in bucket if name not in known), None)
+        if unknown is not None:
+            raise ExportError(f"bucket {unknown}: sizes of this model are {', '.join(source.dims) or 'all fixed'}")
         (directory / "static").mkdir()
         programs = {program.name: self._written(program, source, directory) for program in source.programs}
         expires = datetime.date.today() + datetime.timedelta(days=MONTHS_READ * 30)

@@ -245,6 +245,9 @@ def test_a_python_without_the_converter_is_told_how_to_get_it(monkeypatch: pytes
         Converter()
 
 
-def test_old_opsets_are_refused() -> None:
+def test_opsets_that_there_are_not_and_old_ones_are_refused(decoder: Model, tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match="opset = 99: the onnx that is installed knows those up to"):
+        ONNX(opset=99).write(decoder.source, tmp_path)
+    assert list(tmp_path.iterdir()) == []
     with pytest.raises(ValueError, match="opset = 17: must be at least 18"):
         ONNX(opset=17)

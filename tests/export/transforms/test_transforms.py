@@ -226,6 +226,8 @@ def _base(adapted: Exported) -> dict[str, Any]:
 def test_a_model_without_adapters_is_refused(source: Exported) -> None:
     with pytest.raises(ExportError, match="lora_merge: Transformer has no adapters"):
         LoRAMerge().apply(source)
+    with pytest.raises(ExportError, match="merge with `assay export RUN --transform`"):
+        LoRAMerge().apply(dataclasses.replace(source, model=None))
 
 
 def test_transforms_follow_one_another(adapted: Exported) -> None:
