@@ -53,8 +53,7 @@ def _check_shape(label: str, found: Any, shape: Any, sizes: dict[str, int], dims
 
 
 def _cast(label: str, array: Any, want: Any, sizes: dict[str, int]) -> Any:
-    dtypes = str(array.dtype), want["dtype"]
-    found, kind = (name.lstrip("bu").rstrip("0123456789") for name in dtypes)  # bfloat16 is a float, uint8 an int
+    found, kind = (d.lstrip("bu").rstrip("0123456789") for d in (str(array.dtype), want["dtype"]))  # uint8 is an int
     if found != kind:
         raise ValueError(f"{label} is {array.dtype}; it must be {want['dtype']}")
     if kind != "int":
@@ -79,6 +78,7 @@ def main() -> None:
         "--serve", action="store_true", help="read lines [program, input, output]; answer null or an error"
     )
     args = parser.parse_args()
+    answers, sys.stdout = sys.stdout, sys.stderr  # what a library prints is no answer
     call = load(args.artifact, args.format, args.loader)
     for line in sys.stdin if args.serve else [json.dumps([args.program, args.input, args.output])]:
         program, source, target = json.loads(line)
@@ -90,7 +90,7 @@ def main() -> None:
         except Exception as error:
             problem = f"{type(error).__name__}: {error}"
         if args.serve:
-            print(json.dumps(problem), flush=True)
+            print(json.dumps(problem), file=answers, flush=True)
         elif problem:
             sys.exit(f"run.py: {problem}")
 

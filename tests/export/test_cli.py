@@ -438,6 +438,19 @@ def test_a_process_that_is_killed_is_said(made, tmp_path) -> None:
         process("forward", {"image": np.zeros((1, 8, 8, 1), np.float32)})
 
 
+def test_what_a_loader_prints_is_no_answer(made, tmp_path) -> None:
+    class Talking(StableHLO):
+        """Its loader says what it does."""
+
+        def loader(self) -> Path:
+            script = tmp_path / "loader.py"
+            script.write_text("print('loading')\n" + super().loader().read_text())
+            return script
+
+    with runners.Process(made, "stablehlo", Talking()) as process:
+        assert process("forward", {"image": np.zeros((1, 8, 8, 1), np.float32)})["output"].shape == (1, 10)
+
+
 def test_outputs_are_written_whole_or_not_at_all(made, rows, tmp_path, monkeypatch, capsys) -> None:
     words = ("predict", made, "--input", rows, "--output")
     asked = []

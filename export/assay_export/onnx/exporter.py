@@ -6,7 +6,7 @@ import importlib.metadata
 import importlib.util
 import json
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from assay.errors import ExportError
 from assay.exported import Exported, Written, bound_of
@@ -49,7 +49,7 @@ class ONNX:
         computed = "float16" if self.dtype == "float16" else "float32"
         dtypes = {path: str(w.dtype) for path, w in source.weights.items()}
         weights = stored.write(source.weights, directory, computed=computed, kept=self.dtype)
-        metadata, facts, notes = _metadata(source, weights.file), {}, []
+        metadata, facts, notes = _metadata(source, weights.file), dict[str, Any](), list[str]()
         with Converter() as converter:
             for program in source.programs:
                 try:

@@ -20,7 +20,9 @@ class LoRAMerge:
     def apply(self, source: Exported) -> Exported:
         """The programs of the model that was adapted. Raises ExportError for a model without adapters."""
         if source.model is None:
-            raise ExportError("lora_merge: an artifact does not hold its model; merge with `assay export RUN --transform`")
+            raise ExportError(
+                "lora_merge: an artifact does not hold its model; merge with `assay export RUN --transform`"
+            )
         if not isinstance(source.model, Adapted):
             raise ExportError(
                 f"lora_merge: {type(source.model).__qualname__} has no adapters; it is for the run of a model.lora"
