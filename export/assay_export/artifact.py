@@ -72,13 +72,18 @@ def check_free(out: Path) -> None:
     if place == Path.cwd() or place.is_mount():  # another directory cannot take their place
         which = "the directory that you are in" if place == Path.cwd() else "a mount point"
         raise ExportError(f"{out} is {which}; name a directory to make in it, such as --out {out / 'model'}")
-    around = next((p for p in place.parents if (p / manifest.NAME).exists() and (p / PARITY).exists()), None)
-    if around is not None:
-        raise ExportError(f"{out} lies in the artifact {around}, which it would damage; choose another one with --out")
+    check_beside(out, "--out")
     parent = next(p for p in place.parents if p.exists())
     if not (parent.is_dir() and os.access(parent, os.W_OK)):
         why = "may not be written" if parent.is_dir() else "is no directory"
         raise ExportError(f"{out} cannot be made: {parent} {why}; choose another one with --out")
+
+
+def check_beside(path: Path, option: str) -> None:
+    """Raise ExportError where `path` lies in an artifact: what does not belong to one damages it."""
+    around = next((p for p in path.resolve().parents if (p / manifest.NAME).exists() and (p / PARITY).exists()), None)
+    if around is not None:
+        raise ExportError(f"{path} lies in the artifact {around}, which it would damage; choose another with {option}")
 
 
 def fill(

@@ -464,6 +464,7 @@ def test_outputs_are_written_whole_or_not_at_all(made, rows, tmp_path, monkeypat
 
     monkeypatch.setattr(runners, "opened", failing)
     assert "out is a directory; name a file" in said(capsys, *words, (tmp_path / "out").mkdir() or tmp_path / "out")
+    assert "copied.npz lies in the artifact" in said(capsys, *words, made / "weights/copied.npz")
     assert "No such file or directory; choose another file" in said(capsys, *words, tmp_path / "none/out.npz")
     assert asked == []
     (tmp_path / "old.npz").write_text("old")

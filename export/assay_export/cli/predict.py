@@ -142,6 +142,9 @@ def _plain(outputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 @contextlib.contextmanager
 def _written(path: Path) -> Iterator[BinaryIO]:
     """A file that becomes `path` when the block ends, opened at once: what cannot be written is said before anything is computed."""
+    from assay_export.artifact import check_beside
+
+    check_beside(path, "--output")
     if path.is_dir():
         raise ExportError(f"{path} is a directory; name a file with --output")
     try:
