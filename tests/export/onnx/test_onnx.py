@@ -224,7 +224,7 @@ def test_prefill_and_decode_are_written_both_or_not_at_all(
         if program.name == refused:
             raise ExportError(f"{refused} cannot be exported to ONNX")
         (directory / f"{program.name}.onnx").touch()
-        return Converted("plain", 0.0, {})
+        return Converted("plain", 0.0, {}, ())
 
     monkeypatch.setattr("assay_export.onnx.convert.convert", converted)
     written = ONNX().write(decoder.source, tmp_path)
