@@ -33,7 +33,7 @@ class Converted:
     route: str
     worst: float
     outputs: Mapping[str, str]
-    in_place: tuple[str, ...]
+    in_place: list[str]
 
 
 def convert(

@@ -29,7 +29,7 @@ def finished(model: onnx.ModelProto, job: Job, weights: Weights, metadata: Mappi
     return model
 
 
-def in_place(model: onnx.ModelProto, job: Job) -> tuple[str, ...]:
+def in_place(model: onnx.ModelProto, job: Job) -> list[str]:
     """The donated inputs whose memory the output of the same name may take: one scatter writes into them, and nothing else reads them."""
     makers = {name: node for node in model.graph.node for name in node.output}
     found = []
@@ -38,7 +38,7 @@ def in_place(model: onnx.ModelProto, job: Job) -> tuple[str, ...]:
         users = [n for n in nodes_of(model.graph) if name in n.input and n.op_type != "Shape"]
         if maker is not None and maker.op_type == "ScatterElements" and users == [maker] and maker.input[0] == name:
             found.append(name)
-    return tuple(found)
+    return found
 
 
 def _initializers(graph: onnx.GraphProto, weights: Weights) -> None:

@@ -91,13 +91,13 @@ def test_only_a_refusal_leaves_a_program_out(error: ExportError, kept: bool, tmp
     def converted(program: Program, *rest: object, **further: object) -> convert.Converted:
         if program.name == "decode":
             raise error
-        return convert.Converted("plain", 0.0, {})
+        return convert.Converted("plain", 0.0, {}, [])
 
     monkeypatch.setattr(convert, "convert", converted)
     if kept:
         written = ONNX().write(source, tmp_path / "onnx")
         assert written.programs == ("forward",)
-        assert written.notes == ("refused",)
+        assert written.notes == ("prefill and decode are left out: refused",)
         assert written.requirements == ("onnxruntime>=1.23", "numpy")
     else:
         with pytest.raises(ConverterError, match="stopped"):

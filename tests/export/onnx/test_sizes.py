@@ -178,7 +178,7 @@ def loaded(function: Any, place: Path, converter: Converter) -> tuple[Any, Conve
 
 def test_a_cache_is_written_where_it_lies(converter: Converter, tmp_path: Path) -> None:
     call, converted = loaded(step, tmp_path, converter)
-    assert converted.in_place == ("cache/0",)
+    assert converted.in_place == ["cache/0"]
     rng = np.random.default_rng(0)
     cache = rng.normal(size=(2, 5, 3)).astype(np.float32)
     expected = jnp.asarray(cache)
@@ -201,7 +201,7 @@ def test_a_cache_is_written_where_it_lies(converter: Converter, tmp_path: Path) 
 
 def test_a_cache_that_is_read_besides_is_not_written_over(converter: Converter, tmp_path: Path) -> None:
     call, converted = loaded(step_that_looks_back, tmp_path, converter)
-    assert converted.in_place == ()
+    assert converted.in_place == []
     cache, x = np.ones((1, 4, 3), np.float32), np.full((1, 1, 3), 5, np.float32)
     found = call("decode", {"x": x, "cache/0": cache, "position": np.int32(2)})
     np.testing.assert_array_equal(cache, 1)
