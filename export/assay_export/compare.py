@@ -38,8 +38,9 @@ INFINITE = Difference(float("inf"), float("inf"), None, float("inf"))
 def difference(found: Any, live: Any) -> Difference:
     """Between two arrays. Shapes that differ and numbers that are not finite are infinitely far.
 
-    Left out is what both mask: the live number is below -1e20, -infinity too, and the other below -1e4 (fp16 has no -1e30). A logit that
-    says "never" is no magnitude that others are measured by. Computed in float64, some rows at a time: of a language model both are large.
+    Left out is what both mask: the live number is below -1e20, -infinity too, or it is the lowest there is, below -1e4, more than once and
+    a thousand times as large as all others; the other is below -1e4 (fp16 has no -1e30). A logit that says "never" is no magnitude that
+    others are measured by. Computed in float64, some rows at a time: of a language model both are large.
     """
     found, live = np.asarray(found), np.asarray(live)
     if found.shape != live.shape:
@@ -47,10 +48,11 @@ def difference(found: Any, live: Any) -> Difference:
     ranked = live.ndim > 1 and live.shape[-1] > 1 and live.size > 0
     rows = [x.reshape(-1, x.shape[-1] if ranked else 1) for x in (found, live)]
     step = max(1, BLOCK // rows[0].shape[1])
+    never = _never(rows[1], step)
     most = scale = margin = off_squared = live_squared = same = 0.0
     for start in range(0, len(rows[0]), step):
         ours, theirs = (x[start : start + step].astype(np.float64) for x in reversed(rows))
-        masked = (ours < -1e20) & (theirs < -1e4)
+        masked = (ours <= never) & (theirs < -1e4)
         if not (np.isfinite(ours) & np.isfinite(theirs) | masked).all():
             return INFINITE
         ours, theirs = (np.where(masked, NEVER, x) for x in (ours, theirs))
@@ -67,3 +69,14 @@ def difference(found: Any, live: Any) -> Difference:
     scale, norm = scale or 1.0, math.sqrt(live_squared) or 1.0
     argmax = same / len(rows[0]) if ranked else None
     return Difference(most / scale, math.sqrt(off_squared) / norm, argmax, margin / scale)
+
+
+def _never(live: np.ndarray, step: int) -> float:
+    """What live numbers are masks up to."""
+    lowest = float(np.min(live, initial=0.0))
+    if not -1e20 <= lowest < -1e4:
+        return -1e20
+    parts = [live[start : start + step] for start in range(0, len(live), step)]
+    others = max(float(np.max(np.abs(part, dtype=np.float64), where=part != lowest, initial=0.0)) for part in parts)
+    often = sum(np.count_nonzero(part == lowest) for part in parts) > 1
+    return lowest if often and 0 < 1e3 * others < -lowest else -1e20
