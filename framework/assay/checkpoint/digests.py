@@ -12,18 +12,21 @@ NARROW = {jnp.dtype(kind) for kind in (jnp.int2, jnp.int4, jnp.uint2, jnp.uint4)
 
 
 def digests(tree: Any) -> dict[str, int]:
-    """Dotted path -> digest, for every array of `tree`. Waits for the device."""
+    """Dotted path -> digest, for every array of `tree`. Waits for the device.
+
+    One after the other: a program for all would hold the words of all at once on a CPU, and programs that wait for all devices, started
+    without waiting for each other, keep one another from a CPU's threads for ever.
+    """
     flat, _ = jax.tree_util.tree_flatten_with_path(tree)
-    names = [jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in flat]
-    found = [_digest(leaf) for _, leaf in flat]
-    return {name: int(np.asarray(value.addressable_data(0))) for name, value in zip(names, found, strict=True)}
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="."): int(np.asarray(_digest(leaf).addressable_data(0)))
+        for path, leaf in flat
+    }
 
 
 @jax.jit
 def _digest(x: Array) -> UInt32[Array, ""]:
-    """Of one array: a program for all would hold the words of all at once on a CPU.
-
-    Sum over elements of their bits, mixed with their place, modulo 2^32: exact in any order.
+    """Sum over elements of their bits, mixed with their place, modulo 2^32: exact in any order.
 
     Each element's word goes through the finaliser of MurmurHash3 after its place was added, so that neither a swap of two elements
     nor a change of one bit leaves the sum as it was, but for one case in 2^32.
