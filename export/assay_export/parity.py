@@ -7,7 +7,8 @@ import collections
 import dataclasses
 import importlib.metadata
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -72,18 +73,28 @@ def gate(
     bound = bound or bound_of(source.dtype)
     signatures = {p.name: p.signature for p in source.programs}
     called: set[str] = set()
-    with Process(artifact, name, exporter) as process:
+    with Process(artifact, name, exporter) as process, ThreadPoolExecutor(1) as beside:
         rows = list[dict[str, Any]]()
+
+        def expected_of(case: Case) -> np.ndarray:
+            return case.of_live(live.forward(case.inputs))
+
+        def compared(case: Case, output: np.ndarray, expected: np.ndarray) -> None:
+            seen(case, expected)
+            rows.append(row_of(case, difference(output, expected), bound))
 
         def run(program: str, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
             called.add(program)
             return process(program, inputs)
 
         try:
-            for case, output in _all(source, run, signatures):
-                expected = case.of_live(live.forward(case.inputs))
-                seen(case, expected)
-                rows.append(row_of(case, difference(output, expected), bound))
+            for case in cases(source):
+                expected = beside.submit(expected_of, case)  # both sides compile at the same time
+                output = played(run, case, signatures)
+                compared(case, output, expected.result())
+            steps = steps_case(source, run)
+            if steps is not None:
+                compared(*steps, expected_of(steps[0]))
             scores = _scores(run, source, live, examples, lambda case, off: rows.append(row_of(case, off, bound)))
         except ExportError as error:
             return Checked(bound, rows, {}, 0, [str(error)])
@@ -153,15 +164,6 @@ def problem_of(row: Mapping[str, Any], bound: float) -> str:
 def json_of(found: Mapping[str, Checked]) -> dict[str, Any]:
     """The content of parity.json; numbers that are not finite are None."""
     return {name: finite(dataclasses.asdict(checked)) for name, checked in found.items()}
-
-
-def _all(source: Exported, run: Runner, signatures: Mapping[str, Signature]) -> Iterator[tuple[Case, np.ndarray]]:
-    """Every case with what the artifact gives for it."""
-    for case in cases(source):
-        yield case, played(run, case, signatures)
-    steps = steps_case(source, run)
-    if steps is not None:
-        yield steps
 
 
 def _scores(
