@@ -472,9 +472,9 @@ def test_a_club_is_told_from_two_labels(load: Any, tmp_path: Path) -> None:
 def test_citation_experiments_are_planned_without_memory(load: Any, data_dir: Path, name: str) -> None:
     file = data_dir / f"{name.split('_')[1]}.npz"
     loaded = load(name, f"dataset.planetoid.path={file}")
-    before = len(jax.live_arrays())
+    held = jax.live_arrays()  # of other tests, kept here: they might go while this one looks
     plan = make_plan(loaded.experiment)
-    assert len(jax.live_arrays()) == before
+    assert {id(each) for each in jax.live_arrays()} <= {id(each) for each in held}
     assert plan.spec.unit == "nodes"
 
 
