@@ -2,6 +2,8 @@
 
 import importlib
 import importlib.metadata
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,7 @@ def load() -> str:
     _floor_divisions()
     _sizes_of_expressions()
     _updates()
+    _searches()
     return version
 
 
@@ -99,3 +102,39 @@ def _updates() -> None:
     from assay_export.onnx.updates import along_one_axis
 
     DynamicUpdateSlicePlugin.lower = along_one_axis(DynamicUpdateSlicePlugin.lower)
+
+
+def _searches() -> None:
+    """Who makes a value and who reads it, asked of the value itself: jax2onnx looks through the whole graph for each equation."""
+    from jax2onnx.converter import output_binding
+
+    searched = output_binding._value_is_graph_connected
+
+    def connected(ctx: Any, value: Any) -> bool:
+        maker = value.producer()
+        return (maker is not None and maker.graph is ctx.builder.graph) or searched(ctx, value)
+
+    output_binding._value_is_graph_connected = connected
+    for name, found_of in (("_producer_node", _producer), ("_consumer_nodes", _consumers)):
+        for module in [m for n, m in sys.modules.items() if n.startswith("jax2onnx.converter") and hasattr(m, name)]:
+            setattr(module, name, found_of(getattr(module, name)))
+
+
+def _producer(searched: Callable[..., Any]) -> Callable[..., Any]:
+    """The node of `nodes` that makes a value; by its name, or None, as jax2onnx's own search has it where the value does not know."""
+
+    def producer(nodes: Any, value: Any) -> Any:
+        maker = value.producer() if hasattr(value, "producer") else None
+        return maker if maker is not None and maker in nodes else searched(nodes, value)
+
+    return producer
+
+
+def _consumers(searched: Callable[..., Any]) -> Callable[..., Any]:
+    """The same of those that read it."""
+
+    def consumers(nodes: Any, value: Any) -> Any:
+        users = value.consumers() if hasattr(value, "consumers") else ()
+        return [node for node in users if node in nodes] or searched(nodes, value)
+
+    return consumers
