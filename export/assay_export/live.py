@@ -15,6 +15,7 @@ from assay.kinds import Source
 from assay.outcome import Outcome
 from assay.plan.plan import Plan
 from assay_export.observed import asked, outcome_with
+from assay_export.serve import trim
 from assay_kernels import using
 
 ROWS = 8
@@ -51,16 +52,24 @@ class Live:
     @functools.cached_property
     def forward(self) -> Call:
         """Its output for what the objective gives it, with the kernels of the experiment, compiled."""
+        variables = jax.device_put(self.variables, jax.devices()[0])
+        return lambda inputs: self._compiled(variables, self._whole(inputs))
+
+    def forget(self) -> None:
+        """Free what `forward` has compiled, for every shape that it was called with."""
+        self._compiled.clear_cache()
+        trim()
+
+    @functools.cached_property
+    def _compiled(self) -> Any:
         e = self.plan.experiment
 
-        @jax.jit
         def call(variables: Any, batch: Any) -> Any:
             params, frozen, stats = variables
             with using(*e.kernels), jax.default_matmul_precision(PRECISION):
                 return self.plan.network.merge(params, stats, e.compute_dtype, frozen)(batch, train=False, rngs=None)
 
-        variables = jax.device_put(self.variables, jax.devices()[0])
-        return lambda inputs: call(variables, self._whole(inputs))
+        return jax.jit(call)
 
     def _whole(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
         """The inputs, with real rows of all others that the objective gives the network: it may want their shapes."""

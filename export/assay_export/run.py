@@ -72,27 +72,17 @@ def main() -> None:
     parser.add_argument("--artifact", default=Path(__file__).parent)
     parser.add_argument("--format")
     parser.add_argument("--loader", help="of the format, in place of the artifact's own")
-    parser.add_argument("--input", help="arrays by name, .npz")
+    parser.add_argument("--input", required=True, help="arrays by name, .npz")
     parser.add_argument("--output", default="outputs.npz")
-    parser.add_argument(
-        "--serve", action="store_true", help="read lines [program, input, output]; answer null or an error"
-    )
     args = parser.parse_args()
-    answers, sys.stdout = sys.stdout, sys.stderr  # what a library prints is no answer
-    call = load(args.artifact, args.format, args.loader)
-    for line in sys.stdin if args.serve else [json.dumps([args.program, args.input, args.output])]:
-        program, source, target = json.loads(line)
-        problem = None
-        try:
-            with np.load(source, allow_pickle=False) as arrays, Path(target).open("wb") as file:
-                found: Any = {name: np.asarray(x) for name, x in call(program, dict(arrays)).items()}
-                np.savez(file, **{n: x.astype("f4") if str(x.dtype) == "bfloat16" else x for n, x in found.items()})
-        except Exception as error:
-            problem = f"{type(error).__name__}: {error}"
-        if args.serve:
-            print(json.dumps(problem), file=answers, flush=True)
-        elif problem:
-            sys.exit(f"run.py: {problem}")
+    try:
+        with np.load(args.input, allow_pickle=False) as arrays:
+            found = load(args.artifact, args.format, args.loader)(args.program, dict(arrays))
+        outputs: Any = {name: np.asarray(x) for name, x in found.items()}
+        with Path(args.output).open("wb") as file:
+            np.savez(file, **{n: x.astype("f4") if str(x.dtype) == "bfloat16" else x for n, x in outputs.items()})
+    except Exception as error:
+        sys.exit(f"run.py: {type(error).__name__}: {error}")
 
 
 if __name__ == "__main__":

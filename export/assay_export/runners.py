@@ -3,6 +3,7 @@
 Both use the loaders that are installed with the exporters. Those in the artifact are for people without Assay, and are not executed.
 """
 
+import dataclasses
 import json
 import os
 import signal
@@ -22,6 +23,8 @@ from assay.kinds import Exporter
 from assay_export import manifest, run
 
 SCRIPT = Path(run.__file__)
+"""Of artifacts, for people without Assay."""
+SERVER = Path(__file__).with_name("serve.py")
 SETTINGS = {
     "XLA_PYTHON_CLIENT_PREALLOCATE": "false",  # the live model is on the same GPU
     "NVIDIA_TF32_OVERRIDE": "0",  # cuBLAS and cuDNN, of whatever library: float32 is compared as such
@@ -47,19 +50,27 @@ def opened(artifact: Path, name: str, exporter: Exporter) -> Runner:
     return runner
 
 
+@dataclasses.dataclass(frozen=True)
+class Held:
+    """What stays in the process in place of an array: good as the input of its name in the next call, and in no other."""
+
+    calls: int
+
+
 class Process:
-    """A Runner in a fresh process, as a context manager. bfloat16 comes out as float32.
+    """A Runner in a fresh process, as a context manager. bfloat16 comes out as float32; what comes in place of a donated array is Held.
 
     python: of an environment that has the format's requirements; that of this process where it is None.
     """
 
     def __init__(self, artifact: Path, name: str, exporter: Exporter, python: str | None = None) -> None:
-        self._name = name
+        self._name, self._artifact, self._calls = name, artifact, 0
         loader = ["--artifact", str(artifact), "--format", name, "--loader", str(exporter.loader())]
-        self._command = [python or sys.executable, "-I", str(SCRIPT), "--serve", *loader]
+        self._command = [python or sys.executable, "-I", str(SERVER), *loader]
 
     def __enter__(self) -> Self:
         """Start the process."""
+        self._donated = {n: p["donated"] for n, p in manifest.read(self._artifact)["programs"].items()}
         self._files = tempfile.TemporaryDirectory(prefix="assay-parity-")
         self._errors = tempfile.TemporaryFile()
         pipe = subprocess.PIPE
@@ -75,17 +86,31 @@ class Process:
         self._errors.close()
         self._files.cleanup()
 
-    def __call__(self, program: str, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def __call__(self, program: str, inputs: Mapping[str, Any]) -> dict[str, Any]:
         """The outputs for named inputs. Raises ExportError with what the process says."""
+        held = [x for x in inputs.values() if isinstance(x, Held)]
+        assert all(x.calls == self._calls for x in held), "what another call has used up"
         given, got = (Path(self._files.name) / f"{side}.npz" for side in ("inputs", "outputs"))
-        np.savez(given, **{name: _storable(x) for name, x in inputs.items()})  # type: ignore[arg-type]
-        problem = self._asked([program, str(given), str(got)])
+        np.savez(given, **{name: _storable(x) for name, x in inputs.items() if not isinstance(x, Held)})  # type: ignore[arg-type]
+        self._ask([program, str(given), str(got)])
+        self._calls += 1
+        with np.load(got, allow_pickle=False) as arrays:
+            return {**arrays, **dict.fromkeys(self._donated[program], Held(self._calls))}
+
+    def forget(self) -> None:
+        """Free what has been compiled there: what is run at sizes that do not come again need not stay."""
+        self._ask("forget")
+
+    def reload(self) -> None:
+        """Free the weights too, of which every program may have some of its own; they are read again."""
+        self._ask("reload")
+
+    def _ask(self, request: Sequence[str]) -> None:
+        problem = self._answer(request)
         if problem:
             raise ExportError(f"{self._name}: {problem}")
-        with np.load(got, allow_pickle=False) as arrays:
-            return dict(arrays)
 
-    def _asked(self, request: Sequence[str]) -> Any:
+    def _answer(self, request: Sequence[str]) -> Any:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         try:

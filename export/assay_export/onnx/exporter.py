@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from assay.errors import ExportError
 from assay.exported import Exported, Written, bound_of
+from assay_export.serve import trim
 
 OLDEST = 18
 """Opset that jax2onnx writes valid graphs from: ReduceMean takes its axes as an input."""
@@ -72,6 +73,7 @@ class ONNX:
                     notes.append(f"prefill and decode are left out: {error}")
                     break
                 facts[program.name] = dataclasses.asdict(found)
+                trim()  # a session and jax's own program have had the weights
             version = converter.version
         stated = {"programs": facts, "opset": self.opset, "dtype": self.dtype, "jax2onnx": version}
         bound = bound_of(self.dtype, source.dtype)
