@@ -2,6 +2,7 @@
 
 import dataclasses
 import tempfile
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,12 @@ from assay_export.onnx.check import Wrong, check
 from assay_export.onnx.converter import Converter
 from assay_export.onnx.job import Job
 from assay_export.onnx.stored import Weights
+from assay_export.serve import trim
 
 ROUTES = ("plain", "patched")
 """Tracing without jax2onnx's patches, our rewriting of jaxprs after it; jax2onnx's default."""
+CHECKING = threading.Lock()
+"""One program is checked at a time: a session and jax's own program may each hold the weights."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +72,9 @@ def convert(
             try:
                 model = passes.finished(onnx.load_model(raw), job, weights, metadata)
                 file.write_bytes(model.SerializeToString())
-                worst = check(file, job, weights.arrays(), tolerance)
+                with CHECKING:
+                    worst = check(file, job, weights.arrays(), tolerance)
+                    trim()
                 outputs = dict(zip(job.output_names(), job.outputs, strict=True))
                 return Converted(route, worst, outputs, passes.in_place(model, job))
             except Wrong as error:

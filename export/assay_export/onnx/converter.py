@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -39,6 +40,7 @@ class Converter:
         path = os.pathsep.join(entry for entry in sys.path if entry)
         environment = {**os.environ, **SETTINGS, "PYTHONPATH": path}
         command = [python, "-m", "assay_export.onnx.worker"]
+        self._free = threading.Lock()
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 - closed when the process ends
         pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": self._log}
         try:
@@ -53,15 +55,16 @@ class Converter:
             raise
 
     def convert(self, job: Path, route: str, model: Path) -> dict[str, Any]:
-        """Convert a pickled Job and write `model`; {} or {"error": text, "operation": name or None}, which is about the program.
+        """Convert a pickled Job, when it is its turn, and write `model`; {} or what is wrong with the program: "error" and "operation".
 
         Raises ConverterError where the machine is in the way: the process was killed, the disk is full.
         """
         assert self._process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):  # it has ended, and _answer says how
-            self._process.stdin.write(json.dumps({"job": str(job), "route": route, "model": str(model)}) + "\n")
-            self._process.stdin.flush()
-        answer = self._answer()
+        with self._free:
+            with contextlib.suppress(BrokenPipeError):  # it has ended, and _answer says how
+                self._process.stdin.write(json.dumps({"job": str(job), "route": route, "model": str(model)}) + "\n")
+                self._process.stdin.flush()
+            answer = self._answer()
         if "stopped" in answer:
             raise ConverterError(f"converting to ONNX stopped: {answer['stopped']}")
         return answer

@@ -5,12 +5,12 @@ import hashlib
 import importlib.metadata
 import importlib.util
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal
 
 from assay.errors import ExportError
 from assay.exported import Exported, Written, bound_of
-from assay_export.serve import trim
 
 OLDEST = 18
 """Opset that jax2onnx writes valid graphs from: ReduceMean takes its axes as an input."""
@@ -51,30 +51,34 @@ class ONNX:
         dtypes = {path: str(w.dtype) for path, w in source.weights.items()}
         weights = stored.write(source.weights, directory, computed=computed, kept=self.dtype)
         metadata, facts, notes = _metadata(source, weights.file), dict[str, Any](), list[str]()
-        with Converter() as converter:
-            for program in source.programs:
-                try:
-                    found = convert(
-                        in_dtype(program, dtypes, computed),
-                        source.dims,
-                        weights,
-                        directory,
-                        converter=converter,
-                        opset=self.opset,
-                        tolerance=bound_of(computed),
-                        metadata=metadata,
-                    )
-                except ExportError as error:
-                    if program is source.programs[0] or isinstance(error, ConverterError):
-                        raise
-                    for name in list(facts)[1:]:  # prefill: one without the other decodes nothing
-                        del facts[name]
-                        (directory / f"{name}.onnx").unlink()
-                    notes.append(f"prefill and decode are left out: {error}")
-                    break
-                facts[program.name] = dataclasses.asdict(found)
-                trim()  # a session and jax's own program have had the weights
+        with Converter() as converter, ThreadPoolExecutor(2) as pool:  # one converts while the other is checked
+            converting = [
+                pool.submit(
+                    convert,
+                    in_dtype(program, dtypes, computed),
+                    source.dims,
+                    weights,
+                    directory,
+                    converter=converter,
+                    opset=self.opset,
+                    tolerance=bound_of(computed),
+                    metadata=metadata,
+                )
+                for program in source.programs
+            ]
+            try:
+                for program, found in zip(source.programs, converting, strict=True):
+                    facts[program.name] = dataclasses.asdict(found.result())
+            except ExportError as error:
+                if not facts or isinstance(error, ConverterError):
+                    raise
+                facts = dict([next(iter(facts.items()))])  # prefill or decode without the other decodes nothing
+                notes.append(f"prefill and decode are left out: {error}")
+            finally:
+                pool.shutdown(cancel_futures=True)
             version = converter.version
+        for name in {p.name for p in source.programs} - facts.keys():
+            (directory / f"{name}.onnx").unlink(missing_ok=True)
         stated = {"programs": facts, "opset": self.opset, "dtype": self.dtype, "jax2onnx": version}
         bound = bound_of(self.dtype, source.dtype)
         return Written(tuple(facts), stated, (_runtime(self.opset), "numpy"), bound, tuple(notes))
