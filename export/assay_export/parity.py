@@ -5,7 +5,6 @@ Nothing is taken on trust: an artifact that differs by more than its bound is ma
 
 import collections
 import dataclasses
-import importlib.metadata
 import math
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -13,10 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from packaging.requirements import Requirement
 
 from assay.errors import ExportError
-from assay.exported import OUTPUT, Exported, Runner, Signature, bound_of
+from assay.exported import OUTPUT, Exported, Runner, Signature, absent, bound_of
 from assay.kinds import Exporter
 from assay_export.cases import MOST_NUMBERS, Case, cases, played, steps_case
 from assay_export.compare import Difference, difference
@@ -114,17 +112,10 @@ def gate(
 
 def unchecked(requirements: Sequence[str], bound: float) -> Checked | None:
     """What is found of a format whose loader needs what is not installed here; None where all of it is."""
-    absent = [requirement for requirement in requirements if not _installed(Requirement(requirement))]
-    if not absent:
+    missing = absent(requirements)
+    if not missing:
         return None
-    return Checked(bound, [], {}, 0, [], f"its loader needs {', '.join(absent)}, which is not installed here")
-
-
-def _installed(requirement: Requirement) -> bool:
-    try:
-        return requirement.specifier.contains(importlib.metadata.version(requirement.name), prereleases=True)
-    except importlib.metadata.PackageNotFoundError:
-        return False
+    return Checked(bound, [], {}, 0, [], f"its loader needs {', '.join(missing)}, which is not installed here")
 
 
 def again(
@@ -134,12 +125,14 @@ def again(
     signatures: Mapping[str, Signature],
     kept: Sequence[tuple[Case, np.ndarray]],
     bound: float,
+    progress: Report,
 ) -> Checked:
     """Compare the format with the live outputs that were stored when it was written; no run is needed."""
     rows: list[dict[str, Any]] = []
     with Process(artifact, name, exporter) as run:
         try:
-            for case, expected in kept:
+            for number, (case, expected) in enumerate(kept, 1):
+                progress(f"comparing {name}: case {number} of {len(kept)}, {case.label}")
                 rows.append(row_of(case, difference(played(run, case, signatures), expected), bound))
         except ExportError as error:
             return Checked(bound, rows, {}, 0, [str(error)])

@@ -27,10 +27,11 @@ def refresh(
     out: Path,
     transforms: Sequence[tuple[str, Transform]] = (),
     report: Callable[[str], None] = print,
+    progress: Callable[[str], None] = verify.ignored,
 ) -> dict[str, Checked]:
     """Write `out` with the artifact's programs as this jax writes them; what was found. `directory` is not changed.
 
-    transforms: applied to its weights first, in order, each with the text that names it.
+    transforms: applied to its weights first, in order, each with the text that names it. progress: is given what is being done.
     Raises ExportError where the artifact is damaged, has no StableHLO, or has expired: then `assay export` writes it from its run.
     """
     content = manifest.read(directory)
@@ -53,10 +54,10 @@ def refresh(
     with artifact.new(out) as new:
         if content.get("tokenizer"):
             shutil.copytree(directory / "tokenizer", new / "tokenizer")
-        written = artifact.fill(new, source, {FORMAT: exporter_of(content, FORMAT)}, further)
+        written = artifact.fill(new, source, {FORMAT: exporter_of(content, FORMAT)}, further, progress=progress)
         for line in _lost(content, written):
             report(line)
-        checked = verify.verify_with(new, written, kept)
+        checked = verify.verify_with(new, written, kept, progress)
         finish(new, written, checked, kept)
     return checked
 

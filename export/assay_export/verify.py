@@ -10,20 +10,27 @@ from assay.errors import ExportError
 from assay_export import artifact, manifest, parity, stored
 from assay_export.cases import Case
 from assay_export.named import exporter_of
-from assay_export.parity import Checked
+from assay_export.parity import Checked, Report
 
 
-def verify(directory: Path, content: Mapping[str, Any]) -> dict[str, Checked]:
-    """Format -> what was found. content: the manifest's. Raises ExportError where the examples cannot be read."""
+def ignored(text: str) -> None:
+    """Shows nothing."""
+
+
+def verify(directory: Path, content: Mapping[str, Any], progress: Report = ignored) -> dict[str, Checked]:
+    """Format -> what was found. content: the manifest's. progress: is given what is being done.
+
+    Raises ExportError where the examples cannot be read.
+    """
     try:
         kept = stored.stored(directory / artifact.CASES)
     except Exception as error:
         raise ExportError(f"{directory / artifact.CASES} cannot be read: {error}; {manifest.AGAIN}") from error
-    return verify_with(directory, content, kept)
+    return verify_with(directory, content, kept, progress)
 
 
 def verify_with(
-    directory: Path, content: Mapping[str, Any], kept: Sequence[tuple[Case, np.ndarray]]
+    directory: Path, content: Mapping[str, Any], kept: Sequence[tuple[Case, np.ndarray]], progress: Report = ignored
 ) -> dict[str, Checked]:
     """The same with examples from elsewhere."""
     signatures = {name: manifest.signature_of(content, name) for name in content["programs"]}
@@ -32,7 +39,7 @@ def verify_with(
         bound = manifest.bound_in(content, name)
         playable = [(case, output) for case, output in kept if _programs(case) <= set(written["programs"])]
         found[name] = parity.unchecked(written["requirements"], bound) or parity.again(
-            directory, name, exporter_of(content, name), signatures, playable, bound
+            directory, name, exporter_of(content, name), signatures, playable, bound, progress
         )
     return found
 

@@ -1,11 +1,13 @@
 """What is exported of a run: pure programs with named inputs and outputs, the weights that they read, and where they come from."""
 
 import dataclasses
+import importlib.metadata
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
+from packaging.requirements import Requirement
 
 from assay.data.spec import DataSpec
 from assay.errors import ExportError
@@ -150,6 +152,18 @@ class Exported:
         if found is None:
             raise ExportError(f"there is no program '{name}'; there are {', '.join(p.name for p in self.programs)}")
         return found
+
+
+def absent(requirements: Sequence[str]) -> list[str]:
+    """Those that are not installed here, in the versions that they ask for."""
+    return [name for name in requirements if not _installed(Requirement(name))]
+
+
+def _installed(requirement: Requirement) -> bool:
+    try:
+        return requirement.specifier.contains(importlib.metadata.version(requirement.name), prereleases=True)
+    except importlib.metadata.PackageNotFoundError:
+        return False
 
 
 class Runner(Protocol):

@@ -89,6 +89,11 @@ def test_it_has_the_settings_that_were_given(made, capsys) -> None:
 
 def test_it_is_verified_predicted_and_refreshed(made, tmp_path, capsys) -> None:
     assert main(["artifact", "verify", str(made)]) == 0
+    shown = capsys.readouterr().err.splitlines()
+    assert shown[0] == "computing digests"
+    assert [f"comparing stablehlo: case {i} of {len(shown) - 1}" for i in range(1, len(shown))] == [
+        line.partition(",")[0] for line in shown[1:]
+    ]
     images = np.random.default_rng(0).normal(size=(3, 8, 8, 1)).astype(np.float32)
     np.savez(tmp_path / "in.npz", image=images)
     (tmp_path / "in.json").write_text(json.dumps({"image": images.tolist()}))
@@ -101,6 +106,10 @@ def test_it_is_verified_predicted_and_refreshed(made, tmp_path, capsys) -> None:
     before = files(made)
     with registry.temporary("exporter", "stablehlo", StableHLO):
         assert main(["artifact", "refresh", str(made), "--out", str(tmp_path / "new")]) == 0
+    assert [line for line in capsys.readouterr().err.splitlines() if line.startswith(("writing", "comparing"))][1:] == [
+        "writing stablehlo",
+        *shown[1:],
+    ]
     assert files(made) == before
     assert main(["artifact", "verify", str(tmp_path / "new")]) == 0
     formats = [json.loads((place / "manifest.json").read_text())["formats"] for place in (made, tmp_path / "new")]

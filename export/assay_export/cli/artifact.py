@@ -1,12 +1,14 @@
 """`assay artifact`: look at an artifact, check it again, and write it anew."""
 
 import argparse
+import functools
 import json
 from pathlib import Path
 from typing import Any
 
 from assay.errors import ExportError
 from assay.table import table
+from assay.train.progress import Status
 from assay_export.cli.which import add_artifact, artifact_of
 
 ABOUT = "show, verify or refresh an exported artifact"
@@ -86,11 +88,15 @@ def _verify(directory: Path) -> int:
     from assay_export.verify import verify
 
     content = manifest.read(directory)
-    wrong = manifest.damage(directory, content)
-    if wrong:
-        raise ExportError("\n".join(f"{directory}: {line}" for line in wrong))
-    print(f"{len(content['files'])} files are as they were written")
-    checked = verify(directory, content)
+    with Status() as status:
+        showing = functools.partial(status.show, force=True)
+        showing("computing digests")
+        wrong = manifest.damage(directory, content)
+        if wrong:
+            raise ExportError("\n".join(f"{directory}: {line}" for line in wrong))
+        status.clear()
+        print(f"{len(content['files'])} files are as they were written")
+        checked = verify(directory, content, showing)
     print(report(checked))
     failed = [name for name in checked if manifest.format_status(content, name) == manifest.FAILED]
     for name in failed:
@@ -106,7 +112,14 @@ def _refresh(directory: Path, out: Path, named: list[str]) -> int:
     from assay_export.named import transform_of
     from assay_export.refresh import refresh
 
-    checked = refresh(directory, out, [(text, transform_of(text)) for text in named])
+    with Status() as status:
+
+        def say(line: str) -> None:
+            status.clear()
+            print(line)
+
+        showing = functools.partial(status.show, force=True)
+        checked = refresh(directory, out, [(text, transform_of(text)) for text in named], say, showing)
     print(report(checked))
     print(f"{out}: {outcome_of(checked)}")
     return 1 if any(c.problems for c in checked.values()) else 0

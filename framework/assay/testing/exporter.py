@@ -2,7 +2,6 @@
 
 import ast
 import contextlib
-import importlib.metadata
 import json
 import runpy
 from collections.abc import Iterator, Mapping
@@ -11,10 +10,9 @@ from typing import Any, ClassVar
 
 import jax
 import numpy as np
-from packaging.requirements import Requirement
 
 from assay.errors import ExportError
-from assay.exported import Exported, Written
+from assay.exported import Exported, Written, absent
 from assay.kinds import Exporter
 from assay.testing import exporter_example as example
 from assay.testing.kit import Kit, check, skip
@@ -154,9 +152,9 @@ class ExporterKit(Kit):
         """(what the loader's `load` returns for an artifact of `source`, what `write` returned)."""
         with example.artifact(source) as artifact:
             written = self._accepted(source, artifact)
-            absent = [name for name in written.requirements if not _installed(Requirement(name))]
-            if absent:
-                skip(f"its loader needs {', '.join(absent)}, which is not installed here")
+            missing = absent(written.requirements)
+            if missing:
+                skip(f"its loader needs {', '.join(missing)}, which is not installed here")
             programs = {p.name: example.plain(p.signature) for p in source.programs}
             manifest = {
                 "programs": programs,
@@ -181,10 +179,3 @@ class ExporterKit(Kit):
             ):
                 problems.append(f"{name} is off by {np.max(np.abs(one - two)):.1e}")
         return problems
-
-
-def _installed(requirement: Requirement) -> bool:
-    try:
-        return requirement.specifier.contains(importlib.metadata.version(requirement.name), prereleases=True)
-    except importlib.metadata.PackageNotFoundError:
-        return False
