@@ -6,6 +6,7 @@ import tempfile
 from importlib.metadata import version
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 _CACHE = os.environ.get("ASSAY_TEST_CACHE", str(Path(tempfile.gettempdir()) / f"assay-tests-{os.getuid()}"))
@@ -25,6 +26,15 @@ if (
     signal.getsignal(signal.SIGINT) is signal.SIG_IGN
 ):  # as shells start what runs in the background; the programs tested would inherit it
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# An example takes as long as the machine makes it take; what hangs meets pytest's own limit.
+hypothesis.settings.register_profile(
+    "any machine",
+    hypothesis.settings.default,
+    deadline=None,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+)
+hypothesis.settings.load_profile("any machine")
 
 
 @pytest.fixture
