@@ -16,7 +16,8 @@ _FLAGS = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_le
 if version("jaxlib").startswith("0.10."):
     # A sixth of the time to compile; newer XLA has no other emitters, and ends at a flag that it does not know.
     _FLAGS += " --xla_cpu_use_fusion_emitters=false"
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_FLAGS}".strip()
+_FLAGS = f"{os.environ.get('XLA_FLAGS', '')} {_FLAGS}".strip()
+os.environ["XLA_FLAGS"] = _FLAGS
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", f"{_CACHE}/xla")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 os.environ.setdefault("JAX_NUMPY_RANK_PROMOTION", "raise")
@@ -35,6 +36,11 @@ hypothesis.settings.register_profile(
     suppress_health_check=[hypothesis.HealthCheck.too_slow],
 )
 hypothesis.settings.load_profile("any machine")
+
+
+def pytest_runtest_teardown() -> None:
+    """Take back the flags that a command of Assay added within a test: what later tests start would be compiled with them."""
+    os.environ["XLA_FLAGS"] = _FLAGS
 
 
 @pytest.fixture
