@@ -84,11 +84,23 @@ def test_a_signal_saves_and_the_exit_code_asks_to_be_started_again(place, number
 
 
 def test_the_time_limit_saves_and_the_run_goes_on_in_several_sessions(place):
-    process = start(place, "run", "small.gin", "--set", "experiment.time_limit=2.0")
-    _, err = process.communicate(timeout=200)
-    assert process.returncode == EXIT_REQUEUE, err
-    run = open_run("latest", place / "runs")
-    first = run.record()["sessions"][-1]["step"]
+    for limit in (
+        2.0,
+        4.0,
+        8.0,
+        16.0,
+        32.0,
+    ):  # a session that makes no step in so many seconds has nothing to go on from
+        process = start(place, "run", "small.gin", "--set", f"experiment.time_limit={limit}")
+        _, err = process.communicate(timeout=200)
+        assert process.returncode == EXIT_REQUEUE, err
+        run = open_run("latest", place / "runs")
+        first = run.record()["sessions"][-1]["step"]
+        if first is not None:
+            break
+    for config in ("config.gin", "operative.gin"):  # to restore takes longer than to begin
+        text = (run.path / config).read_text()
+        (run.path / config).write_text(text.replace(f"time_limit = {limit}", f"time_limit = {2 * limit}"))
     again = start(place, "resume", "latest")
     _, err = again.communicate(timeout=200)
     assert again.returncode == EXIT_REQUEUE, err

@@ -68,6 +68,6 @@ def test_it_serves_the_page_and_stops_with_all_its_processes(tmp_path: Path) -> 
         assert (response.status, b"<html" in response.read().lower()) == (200, True)
         connection.close()
         os.kill(process.pid, signal.SIGINT)
-        assert process.wait(timeout=30) == 0
+        assert process.wait(timeout=200) == 0
     with socket.socket() as probe, pytest.raises(ConnectionRefusedError):
         probe.connect(("127.0.0.1", int(found[1])))

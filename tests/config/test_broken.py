@@ -52,7 +52,7 @@ def test_the_corpus_is_large_and_quick() -> None:
     start = time.process_time()
     for file in FILES:
         config.check(file)
-    assert time.process_time() - start < 2
+    assert time.process_time() - start < 6  # 0.4 on a busy machine
 
 
 @pytest.mark.parametrize("file", sorted((HERE / "good").glob("*.gin")), ids=lambda f: f.stem)

@@ -3,7 +3,6 @@
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -114,9 +113,7 @@ def test_a_killed_build_leaves_no_entry_and_no_lock(tmp_path: Path, directory: P
     process.send_signal(signal.SIGKILL)
     process.communicate()
     assert not (directory / "things" / "k").exists()
-    began = time.monotonic()
-    place = cache.entry("things", "k", build)
-    assert time.monotonic() - began < 5
+    place = cache.entry("things", "k", build)  # would wait for ever for a lock that is left
     assert (place / "a.txt").read_text() == "hello"
     assert sorted(path.name for path in place.parent.iterdir()) == ["k", "k.lock"]
 

@@ -61,7 +61,7 @@ def test_a_batch() -> None:
     np.testing.assert_array_equal(batch["image"][:, 0, 0], batch["x"])
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(examples=st.integers(1, 40), data=st.data(), seed=st.integers(0, 5))
 def test_every_epoch_has_every_example_once_and_batches_run_on(examples: int, data: st.DataObject, seed: int) -> None:
     batch_size = data.draw(st.integers(1, examples))
@@ -102,9 +102,7 @@ def test_restoring_at_every_position_gives_the_same_rest(make: type) -> None:
 def test_restoring_a_far_position_is_immediate() -> None:
     batches = stream(together(1000), 10)
     batches.restore({**batches.state(), "next_batch": 10**12})
-    began = time.perf_counter()
-    next(batches)
-    assert time.perf_counter() - began < 1
+    next(batches)  # reading up to there would take days
     assert batches.state()["next_batch"] == 10**12 + 1
     batches.close()
 
@@ -166,7 +164,7 @@ def test_an_element_named_mask_is_refused() -> None:
         next(stream(Arrays({"mask": np.zeros(4)}), 2))
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(examples=st.integers(1, 50), batch_size=st.sampled_from([4, 8, 12]), processes=st.sampled_from([1, 2, 4]))
 def test_evaluation_has_every_example_once_in_order(examples: int, batch_size: int, processes: int) -> None:
     size = batch_size // processes
@@ -192,8 +190,11 @@ def test_abandoned_evaluation_stops_its_thread() -> None:
     batches = evaluation_batches(together(1000), batch_size=2, rows=slice(0, 2))
     next(batches)
     batches.close()  # type: ignore[attr-defined]
-    time.sleep(0.1)
-    assert threading.active_count() <= before
+    for _ in range(600):
+        if threading.active_count() <= before:
+            return
+        time.sleep(0.05)
+    pytest.fail("the thread goes on")
 
 
 def test_small_batches_cost_less_than_a_third_of_a_millisecond() -> None:

@@ -5,7 +5,6 @@ import pickle
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -192,7 +191,7 @@ def test_killed_tokenising_leaves_no_half_entry(tmp_path: Path) -> None:
         command = [sys.executable, "-c", SCRIPT, str(files), str(seconds)]
         return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
 
-    killed = run(0.05)
+    killed = run(0.3)  # a document, of which there are twenty
     assert killed.stdout is not None
     for _ in range(3):
         killed.stdout.readline()
@@ -200,9 +199,7 @@ def test_killed_tokenising_leaves_no_half_entry(tmp_path: Path) -> None:
     killed.communicate()
     entries = [path for path in (tmp_path / "cache" / "tokens").iterdir() if path.suffix == ""]
     assert entries == []
-    began = time.monotonic()
-    whole = run(0).communicate()[0].split()
-    assert time.monotonic() - began < 30
+    whole = run(0).communicate()[0].split()  # would wait for ever for a lock that is left
     assert int(whole[-1]) > 100
 
 

@@ -26,7 +26,7 @@ def make_tokens(tmp_path: Path) -> MakeTokens:
     return make
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(count=st.integers(0, 60), context=st.integers(1, 20), stride=st.integers(1, 25))
 def test_training_windows(make_tokens: MakeTokens, count: int, context: int, stride: int) -> None:
     ids = np.arange(100, 100 + count)
@@ -39,7 +39,7 @@ def test_training_windows(make_tokens: MakeTokens, count: int, context: int, str
         np.testing.assert_array_equal(found["targets"], [ids[s + 1 : s + context + 1] for s in starts])
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(count=st.integers(0, 60), context=st.integers(1, 70))
 def test_evaluation_windows_predict_every_token_but_the_first_once(
     make_tokens: MakeTokens, count: int, context: int

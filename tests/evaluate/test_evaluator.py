@@ -96,7 +96,7 @@ def by_numpy(params, count):
 
 
 @pytest.mark.parametrize("mesh", MESHES)
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(count=st.integers(1, MOST), batch_size=st.sampled_from([1, 8, 13, 32]))
 def test_a_ragged_split_on_eight_devices_has_the_values_of_numpy(mesh, count, batch_size):
     made = evaluator(mesh, batch_size)

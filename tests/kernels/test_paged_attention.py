@@ -104,8 +104,8 @@ def test_rows_divided_over_two_devices() -> None:
     mesh = Mesh(np.asarray(jax.devices()[:2]), ("rows",))
     specs = {"in_specs": (P("rows"), P(), P(), P("rows"), P("rows")), "out_specs": P("rows"), "check_vma": False}
     divided = jax.jit(jax.shard_map(functools.partial(paged_attention, impl="reference"), mesh=mesh, **specs))
-    found = divided(q, k_pages, v_pages, table, lengths)
-    np.testing.assert_array_equal(found, paged_attention(q, k_pages, v_pages, table, lengths))
+    found, alone = (np.asarray(f(q, k_pages, v_pages, table, lengths), np.float32) for f in (divided, paged_attention))
+    np.testing.assert_allclose(found, alone, rtol=1e-2, atol=1e-3)  # as far as bfloat16 rounds another order of sums
 
 
 def test_inside_vmap_and_scan_on_this_device() -> None:

@@ -141,7 +141,7 @@ def test_tokens_count_like_examples(metric):
 
 
 @named(ALL)
-@settings(deadline=None, max_examples=15)
+@settings(max_examples=15)
 @given(
     cuts=st.sets(st.integers(1, 3), max_size=3),
     seed=st.integers(0, 1000),

@@ -25,7 +25,7 @@ def test_standardised_values() -> None:
 
 def test_gelu_is_exact() -> None:
     x = jnp.linspace(-6, 6, 101)
-    np.testing.assert_allclose(gelu(x), jax.nn.gelu(x, approximate=False), atol=1e-6)
+    np.testing.assert_allclose(gelu(x), jax.nn.gelu(x, approximate=False), rtol=1e-6, atol=1e-6)
 
 
 def test_dropout_keeps_the_mean() -> None:

@@ -99,7 +99,7 @@ def check_alike(found: Any, expected: Any, most: float) -> None:
         assert np.linalg.norm(np.asarray(a, np.float64) - b) <= most * np.linalg.norm(b), jax.tree_util.keystr(path)
 
 
-@pytest.mark.parametrize(("dtype", "most"), [("float32", 2e-6), ("bfloat16", 2e-2)])
+@pytest.mark.parametrize(("dtype", "most"), [("float32", 2e-6), ("bfloat16", 5e-2)])
 @pytest.mark.parametrize(("experts", "chosen"), [(4, 2), (4, 4), (4, 1), (16, 3)])
 def test_sorted_tokens_give_what_all_experts_for_all_tokens_give(
     experts: int, chosen: int, dtype: str, most: float

@@ -67,7 +67,7 @@ class Lines:
     def available(self):
         match self.flaw:
             case "slow":
-                time.sleep(0.3)
+                time.sleep(0.6)
             case "imports":
                 importlib.import_module("toy_backend")
             case "raises":
@@ -188,7 +188,7 @@ def backend(tmp_path, monkeypatch):
     (tmp_path / "toy_backend.py").touch()
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.delitem(sys.modules, "toy_backend", raising=False)
-    monkeypatch.setattr(tracker_kit, "AVAILABLE_SECONDS", 0.2)
+    monkeypatch.setattr(tracker_kit, "AVAILABLE_SECONDS", 0.5)
 
 
 def fails(kit, name):

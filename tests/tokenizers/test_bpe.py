@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from assay.data.spec import Encoder
@@ -36,7 +36,6 @@ def test_text_comes_back(text: str) -> None:
     assert ENCODER.token_bytes()[ids].sum() == len(text.encode())
 
 
-@settings(deadline=None)
 @given(WORDS, st.integers(0, 5))
 def test_cutting_long_texts_changes_nothing(text: str, size: int) -> None:
     whole = ENCODER.tokenizer.encode(text, add_special_tokens=False).ids

@@ -93,7 +93,7 @@ def test_the_caller_never_waits_for_a_value(run: RunDirectory) -> None:
 def test_flush_means_on_disk(run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
     synced: list[int] = []
     monkeypatch.setattr("assay.runs.metrics.os.fsync", lambda file: synced.append(len(rows(run))))
-    tracking = Fanout(run)
+    tracking = Fanout(run, system_seconds=1e6)
     for step in range(10_000):
         tracking.scalars(step, {f"value_{i}": 0.5 for i in range(20)}, "train")
     assert synced == []
@@ -167,14 +167,14 @@ def test_a_tracker_that_hangs_costs_the_deadline_and_no_more(run: RunDirectory, 
     release, said = threading.Event(), list[str]()
     hanging = type(memory)()
     setattr(hanging, method, lambda *args, **kwargs: release.wait())
-    tracking = Fanout(run, [hanging, memory], report=said.append, finish_seconds=0.2)
+    tracking = Fanout(run, [hanging, memory], report=said.append, finish_seconds=1.0)
     for step in range(50):
         tracking.scalars(step, {"loss": 1.0}, "train")
     tracking.flush()
     assert len(rows(run)) == 50
     begun = time.monotonic()
     tracking.finish("completed")
-    assert time.monotonic() - begun < 5
+    assert time.monotonic() - begun < 30
     assert len(said) == 1
     assert "did not finish in time" in said[0]
     assert memory.calls[-1] == ("finish", "completed")
@@ -237,10 +237,11 @@ def test_only_the_first_process_writes(run: RunDirectory, memory: Any) -> None:
 
 def test_system_statistics_are_logged_once_a_step(run: RunDirectory) -> None:
     tracking = Fanout(run, system_seconds=0.01)
-    tracking.scalars(3, {"loss": 1.0}, "train")
-    time.sleep(0.2)
-    tracking.scalars(4, {"loss": 1.0}, "train")
-    time.sleep(0.2)
+    for step in (3, 4):
+        tracking.scalars(step, {"loss": 1.0}, "train")
+        while [row[:2] for row in rows(run)][-1:] != [(step, "system")]:
+            time.sleep(0.02)
+        time.sleep(0.1)  # time for a second one
     tracking.finish("completed")
     assert [(step, context) for step, context, _ in rows(run)] == [
         (3, "train"),

@@ -28,10 +28,10 @@ def end(trainer):
 
 
 class Slow:
-    """A callback of every step: notes it, and gives the threads in the background time."""
+    """A callback of every step: notes it, and gives the threads in the background time, after `failed` all that they need."""
 
     def __init__(self):
-        self.steps = []
+        self.steps, self.failed = [], []
 
     def due(self, step):
         return True
@@ -39,16 +39,18 @@ class Slow:
     def act(self, trainer, step):
         self.steps.append(step)
         time.sleep(0.1)
+        while self.failed and trainer.checkpoints._manager._finalize_thread.map(lambda thread: thread.is_alive()):
+            time.sleep(0.01)
 
 
 def test_a_write_that_fails_in_the_background_stops_the_run_within_a_step(tiny, tmp_path, monkeypatch):
     experiment = tiny(steps=100, checkpoint_every=5, keep_checkpoints=2, steps_per_dispatch=1)
     run = runs.create(tmp_path, "failing", steps=100)
-    trainer, slow, failed, seal = trainer_of(experiment, run), Slow(), [], manifest.seal
+    trainer, slow, seal = trainer_of(experiment, run), Slow(), manifest.seal
 
     def full(directory):
         if len(manifest.steps(run.checkpoints)) == 1:
-            failed.append(slow.steps[-1])
+            slow.failed.append(slow.steps[-1])
             raise OSError(errno.ENOSPC, "No space left on device")
         seal(directory)
 
@@ -56,7 +58,7 @@ def test_a_write_that_fails_in_the_background_stops_the_run_within_a_step(tiny, 
     trainer.callbacks.append(slow)
     with pytest.raises(CheckpointError, match=r"disk is full.*complete checkpoints: steps \[5\]"):
         trainer.train(trainer.begin(), StopRequest())
-    assert slow.steps[-1] <= failed[0] + 1
+    assert slow.steps[-1] <= slow.failed[0] + 1
     assert manifest.damage(run.checkpoints / "5") == []
     end(trainer)
 
