@@ -6,7 +6,7 @@ Nothing is taken on trust: an artifact that differs by more than its bound is ma
 import collections
 import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -101,7 +101,7 @@ def gate(
         except ExportError as error:
             return Checked(bound, rows, {}, 0, [str(error)])
     problems = [problem_of(row, bound) for row in rows if not row["ok"]]
-    problems += [f"{program} was exported, and nothing compared it" for program in signatures if program not in called]
+    problems += _never(signatures, called)
     if scores is None:
         return Checked(bound, rows, {}, 0, problems)
     theirs, ours = scores.values
@@ -129,14 +129,25 @@ def again(
 ) -> Checked:
     """Compare the format with the live outputs that were stored when it was written; no run is needed."""
     rows: list[dict[str, Any]] = []
-    with Process(artifact, name, exporter) as run:
+    called: set[str] = set()
+    with Process(artifact, name, exporter) as process:
+
+        def run(program: str, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+            called.add(program)
+            return process(program, inputs)
+
         try:
             for number, (case, expected) in enumerate(kept, 1):
                 progress(f"comparing {name}: case {number} of {len(kept)}, {case.label}")
                 rows.append(row_of(case, difference(played(run, case, signatures), expected), bound))
         except ExportError as error:
             return Checked(bound, rows, {}, 0, [str(error)])
-    return Checked(bound, rows, {}, 0, [problem_of(row, bound) for row in rows if not row["ok"]])
+    problems = [problem_of(row, bound) for row in rows if not row["ok"]]
+    return Checked(bound, rows, {}, 0, problems + _never(signatures, called))
+
+
+def _never(signatures: Iterable[str], called: Collection[str]) -> list[str]:
+    return [f"{program} was exported, and nothing compared it" for program in signatures if program not in called]
 
 
 def row_of(case: Case, found: Difference, bound: float) -> dict[str, Any]:

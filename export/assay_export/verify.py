@@ -33,10 +33,10 @@ def verify_with(
     directory: Path, content: Mapping[str, Any], kept: Sequence[tuple[Case, np.ndarray]], progress: Report = ignored
 ) -> dict[str, Checked]:
     """The same with examples from elsewhere."""
-    signatures = {name: manifest.signature_of(content, name) for name in content["programs"]}
     found = {}
     for name, written in content["formats"].items():
         bound = manifest.bound_in(content, name)
+        signatures = {program: manifest.signature_of(content, program) for program in written["programs"]}
         playable = [(case, output) for case, output in kept if _programs(case) <= set(written["programs"])]
         found[name] = parity.unchecked(written["requirements"], bound) or parity.again(
             directory, name, exporter_of(content, name), signatures, playable, bound, progress

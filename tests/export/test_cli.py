@@ -20,7 +20,7 @@ from assay.errors import ExportError
 from assay.exported import Exported, Written
 from assay.runs import open_run
 from assay.train.launch import start
-from assay_export import artifact, manifest, run, runners
+from assay_export import artifact, manifest, run, runners, stored
 from assay_export.cli import predict
 from assay_export.stablehlo.exporter import StableHLO
 
@@ -327,6 +327,12 @@ def test_an_artifact_that_failed_is_not_used(copy, tmp_path, capsys) -> None:
     assert "is marked failed: it differs from its model" in said(
         capsys, "predict", copy, "--input", tmp_path / "in.npz"
     )
+
+
+def test_an_artifact_without_examples_is_not_verified(made, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(stored, "stored", lambda path: [])
+    assert main(["artifact", "verify", str(made)]) == 1
+    assert "DIFFERS: forward was exported, and nothing compared it" in capsys.readouterr().out
 
 
 def test_an_export_that_differs_is_marked_failed(runs, tmp_path, monkeypatch, capsys) -> None:
