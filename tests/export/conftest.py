@@ -1,7 +1,9 @@
 """Small models of every family, with weights in which no part is at an initial zero, and what the gate needs of them."""
 
+import contextlib
 import dataclasses
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from assay.plan.plan import make_plan
 from assay.train.state import initial_variables
 from assay_export import artifact
 from assay_export.live import Live
+from assay_export.onnx.converter import Converter
 from assay_export.onnx.exporter import ONNX
 from assay_export.parity import Checked, gate
 from assay_export.programs import exported
@@ -139,6 +142,27 @@ def made(family: str, **limits: Any) -> Model:
     return Model(
         live, exported(plan, variables, live.examples(3), {"run": "none", "step": 0}, **{"max_batch": 3, **limits})
     )
+
+
+@pytest.fixture(scope="session")
+def converting() -> Iterator[Callable[[], Converter]]:
+    """One converter for all tests, from when the first asks for it: it takes seconds to start."""
+    with contextlib.ExitStack() as stack:
+        yield functools.cache(lambda: stack.enter_context(Converter()))
+
+
+@pytest.fixture(scope="session")
+def converter(converting: Callable[[], Converter]) -> Converter:
+    """The converter of all tests."""
+    return converting()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_converter(converting: Callable[[], Converter]) -> Iterator[None]:
+    """Exporting to ONNX takes the converter of all tests; modules whose exports start their own have a fixture of this name."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("assay_export.onnx.converter.Converter", lambda: contextlib.nullcontext(converting()))
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -48,6 +48,11 @@ def close(path: Path, name: str, decoder: Model) -> None:
         np.testing.assert_allclose(arrays[name], live, atol=2e-5 * np.abs(live).max(), rtol=0)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_converter() -> None:
+    """Exporting starts a converter and ends it, as for users."""
+
+
 @pytest.fixture(scope="module")
 def made(decoder: Model, tmp_path_factory) -> Path:
     """An artifact with both formats."""

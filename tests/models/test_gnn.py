@@ -487,7 +487,11 @@ def test_a_citation_graph_is_learned(load: Any, data_dir: Path, tmp_path: Path) 
 
 @pytest.mark.slow
 def test_solubility_is_learned_on_eight_devices(load: Any, data_dir: Path, tmp_path: Path) -> None:
-    settings = [f"dataset.molecules.path={data_dir / 'delaney-processed.csv'}", "experiment.steps=500"]
+    settings = [
+        f"dataset.molecules.path={data_dir / 'delaney-processed.csv'}",
+        "experiment.steps=250",
+        "schedule.cosine.peak=6e-3",
+    ]
     plan = make_plan(load("esol_gnn", *settings).experiment)
     assert plan.device_count == 8
     values = start(load("esol_gnn", *settings), tmp_path).values

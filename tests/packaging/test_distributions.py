@@ -12,10 +12,10 @@ ROOT = Path(__file__).parents[2]
 EXAMPLE = ROOT / "plugins/example-plugin"
 
 
-def run(*command: str | Path, cwd: Path) -> str:
+def run(*command: str | Path, cwd: Path, **variables: str) -> str:
     """The output of a command, which must succeed."""
     hidden = ("XLA_FLAGS", "JAX_NUMPY_RANK_PROMOTION", "VIRTUAL_ENV", "PYTHONPATH")
-    environment = {k: v for k, v in os.environ.items() if k not in hidden}
+    environment = {k: v for k, v in os.environ.items() if k not in hidden} | variables
     found = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=600)
     assert found.returncode == 0, found.stdout + found.stderr
     return found.stdout
@@ -65,7 +65,8 @@ def test_the_wheel_holds_what_the_commands_need(wheels) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("plugin", ["model.example_linear", "dataset.example_iris", "metric.example_mean_rank"])
 def test_a_third_party_plugin_passes_its_checks_without_pytest(plugin, clean, tmp_path) -> None:
-    out = run(clean / "assay", "plugin", "check", plugin, cwd=tmp_path)
+    quick = " ".join(flag for flag in os.environ["XLA_FLAGS"].split() if "device_count" not in flag)
+    out = run(clean / "assay", "plugin", "check", plugin, cwd=tmp_path, XLA_FLAGS=quick)
     assert " passed" in out.splitlines()[-1]
 
 

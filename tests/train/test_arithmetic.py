@@ -14,7 +14,7 @@ EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 def test_rewards_alone_teach_sums(tmp_path) -> None:
     # Chance is 1 of 144. The whole experiment has 800 steps and ends above 0.9.
     fewer = [
-        "experiment.steps=240",
+        "experiment.steps=120",
         "experiment.evaluate_every=0",
         "parallelism.data_parallel.data=1",
         "schedule.cosine.decay_steps=800",

@@ -19,6 +19,11 @@ from assay_export.onnx.exporter import ONNX
 VERSION = """echo '{"version": "1"}'"""
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_converter() -> None:
+    """Each export starts the converter that its test is about."""
+
+
 def worker_that(directory: Path, monkeypatch: pytest.MonkeyPatch, *lines: str) -> None:
     script = directory / "python"
     script.write_text("\n".join(["#!/bin/sh", *lines, ""]))
