@@ -30,7 +30,7 @@ class StopRequest:
     """Whether this session shall stop, and why: `reason` is a signal's name or "time limit".
 
     leave: whether there is nothing to save, so that a request ends the process at once. on_exit: called just before the process
-    is ended at once, by a request then or by a second one at any time.
+    is ended at once, by a request then or by a second one at any time. held: a lock; who has it is not interrupted.
     """
 
     def __init__(self) -> None:
@@ -39,6 +39,7 @@ class StopRequest:
         self.on_exit: Callable[[], None] = lambda: None
         self.report: Callable[[str], None] = lambda text: print(text, file=sys.stderr, flush=True)
         self.deadline: float | None = None
+        self.held = threading.RLock()
         self._wake = -1
 
     def __bool__(self) -> bool:
@@ -58,13 +59,14 @@ class StopRequest:
 
     def ask(self, reason: str) -> None:
         """Ask to stop. A second call, or the first while there is nothing to save, ends the process."""
-        again, self.reason = self.reason is not None, self.reason or reason
-        if again or self.leave:
-            self.report(f"{reason}: stopping at once" + (", without a further checkpoint" if again else ""))
-            self.on_exit()
-            sys.stderr.flush()
-            os._exit(self.code)
-        self.report(f"{reason}: saving a checkpoint after this step, then stopping; a second signal stops at once")
+        with self.held:
+            again, self.reason = self.reason is not None, self.reason or reason
+            if again or self.leave:
+                self.report(f"{reason}: stopping at once" + (", without a further checkpoint" if again else ""))
+                self.on_exit()
+                sys.stderr.flush()
+                os._exit(self.code)
+            self.report(f"{reason}: saving a checkpoint after this step, then stopping; a second signal stops at once")
 
 
 @contextlib.contextmanager

@@ -144,8 +144,12 @@ def _session(loaded: Loaded, plan: Plan, run: RunDirectory, resume_from: int | N
         if is_first():
             run.log(line)
     mesh = {name: int(size) for name, size in plan.layout.mesh.shape.items()}
-    with _recorded(run, environment=runs.environment(), mesh=mesh) as session:
-        stop.on_exit, stop.report = lambda: session.end("interrupted"), progress.line
+    with contextlib.ExitStack() as stack:
+        with (
+            stop.held
+        ):  # between the note that a session has begun and who is to note its end, nothing ends the process
+            session = stack.enter_context(_recorded(run, environment=runs.environment(), mesh=mesh))
+            stop.on_exit, stop.report = lambda: session.end("interrupted"), progress.line
         stop.limit(plan.experiment.time_limit)
         if is_first():
             rewind(run, resume_from or 0)
