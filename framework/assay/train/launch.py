@@ -145,9 +145,7 @@ def _session(loaded: Loaded, plan: Plan, run: RunDirectory, resume_from: int | N
             run.log(line)
     mesh = {name: int(size) for name, size in plan.layout.mesh.shape.items()}
     with contextlib.ExitStack() as stack:
-        with (
-            stop.held
-        ):  # between the note that a session has begun and who is to note its end, nothing ends the process
+        with stop.held:  # a session that has begun is never without somebody who notes its end
             session = stack.enter_context(_recorded(run, environment=runs.environment(), mesh=mesh))
             stop.on_exit, stop.report = lambda: session.end("interrupted"), progress.line
         stop.limit(plan.experiment.time_limit)
