@@ -5,6 +5,7 @@ Nothing is taken on trust: an artifact that differs by more than its bound is ma
 
 import collections
 import dataclasses
+import itertools
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -71,7 +72,7 @@ def gate(
     bound = bound or bound_of(source.dtype)
     signatures = {p.name: p.signature for p in source.programs}
     called: list[str] = []
-    with Process(artifact, name, exporter) as process, ThreadPoolExecutor(1) as beside:
+    with Process(artifact, name, exporter) as process, ThreadPoolExecutor(2) as beside:  # to compile takes long
         rows = list[dict[str, Any]]()
 
         def expected_of(case: Case) -> np.ndarray:
@@ -88,12 +89,16 @@ def gate(
             return process(program, inputs)
 
         try:
-            for case in sorted(cases(source), key=lambda case: case.kind != "forward"):
-                expected = beside.submit(expected_of, case)  # both sides compile at the same time
+            ordered = sorted(cases(source), key=lambda case: case.kind != "forward")
+            left = iter(ordered)
+            live.forget()
+            coming = collections.deque(beside.submit(expected_of, case) for case in itertools.islice(left, 2))
+            for case in ordered:
                 output = played(run, case, signatures)
-                compared(case, output, expected.result())
+                compared(case, output, coming.popleft().result())
                 process.forget()  # another case has other sizes
                 live.forget()
+                coming.extend(beside.submit(expected_of, following) for following in itertools.islice(left, 1))
             steps = steps_case(source, run)
             if steps is not None:
                 compared(*steps, expected_of(steps[0]))
