@@ -72,7 +72,8 @@ def gate(
     bound = bound or bound_of(source.dtype)
     signatures = {p.name: p.signature for p in source.programs}
     called: list[str] = []
-    with Process(artifact, name, exporter) as process, ThreadPoolExecutor(2) as beside:  # to compile takes long
+    # One thread: a model may keep state while it is traced, as NumPyro's do.
+    with Process(artifact, name, exporter) as process, ThreadPoolExecutor(1) as beside:
         rows = list[dict[str, Any]]()
 
         def expected_of(case: Case) -> np.ndarray:

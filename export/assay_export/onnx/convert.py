@@ -23,8 +23,8 @@ from assay_export.serve import trim
 
 ROUTES = ("plain", "patched")
 """Tracing without jax2onnx's patches, our rewriting of jaxprs after it; jax2onnx's default."""
-CHECKING = threading.Lock()
-"""One program is checked at a time: a session and jax's own program may each hold the weights."""
+TRACING = threading.Lock()
+"""One program is traced and checked at a time: a model may keep state while it is traced, and a check holds the weights."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +57,8 @@ def convert(
     Raises ExportError naming the operation where neither route gives a graph that is right everywhere.
     """
     file = directory / f"{program.name}.onnx"
-    job = Job(program, dims, weights.shapes, _outputs(program, dims, weights), opset)
+    with TRACING:
+        job = Job(program, dims, weights.shapes, _outputs(program, dims, weights), opset)
     refusals = []
     with tempfile.TemporaryDirectory(prefix="assay-onnx-") as place:
         pickled, raw = Path(place, "job"), Path(place, "raw.onnx")
@@ -70,9 +71,9 @@ def convert(
                     break
                 continue
             try:
-                model = passes.finished(onnx.load_model(raw), job, weights, metadata)
-                file.write_bytes(model.SerializeToString())
-                with CHECKING:
+                with TRACING:
+                    model = passes.finished(onnx.load_model(raw), job, weights, metadata)
+                    file.write_bytes(model.SerializeToString())
                     worst = check(file, job, weights.arrays(), tolerance)
                     trim()
                 outputs = dict(zip(job.output_names(), job.outputs, strict=True))
